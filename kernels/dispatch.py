@@ -1,0 +1,152 @@
+"""Which version of a kernel runs: picked once a case, told on request, overridden by one variable.
+
+`KAIROS_KERNELS=reference` asks for one backend everywhere,
+`KAIROS_KERNELS=gated_delta=torch,short_conv=torch` for one each. What was asked for by name is used
+or refused with the reason; only the automatic choice moves on to the next backend.
+"""
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+VARIABLE = "KAIROS_KERNELS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One version of an operation: where it lives, on which devices it runs."""
+
+    name: str
+    module: str
+    """Imported when it is first picked. Holds a function named like the operation and may hold
+    `missing() -> str | None`, the reason why it cannot run on this machine."""
+    devices: tuple[str, ...]
+    """Device types; empty means all of them."""
+
+
+_HOME = "kairos_env.kernels"
+# Fastest first. The reference stands last and is only picked by name.
+OPERATIONS: dict[str, tuple[Backend, ...]] = {
+    "window_attention": (
+        Backend(name="torch", module=f"{_HOME}.window_attention.torch", devices=()),
+        Backend(name="reference", module=f"{_HOME}.window_attention.reference", devices=()),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was picked for one case, and why."""
+
+    operation: str
+    device: str
+    backend: str
+    reason: str
+    function: Callable[..., Any]
+
+
+_choices: dict[tuple[str, str, str | None], Choice] = {}
+
+
+def pick(operation: str, *, device: str, backend: str | None = None) -> Callable[..., Any]:
+    """The function that does `operation` on this device type."""
+    return choose(operation, device=device, backend=backend).function
+
+
+def choose(operation: str, *, device: str, backend: str | None = None) -> Choice:
+    """The choice for one case; made once and kept until the variable changes."""
+    wanted = backend or requested(operation)
+    key = (operation, device, wanted)
+    if key not in _choices:
+        _choices[key] = _decide(operation, device, wanted)
+    return _choices[key]
+
+
+def requested(operation: str) -> str | None:
+    """The backend that the environment variable names for this operation."""
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return None
+    wishes = _parse(text)
+    everywhere = wishes.get("*")
+    if everywhere not in [backend.name for backend in OPERATIONS[operation]]:
+        everywhere = None
+    return wishes.get(operation, everywhere)
+
+
+def describe(devices: tuple[str, ...] = ("cpu", "cuda")) -> list[tuple[str, str, str, str]]:
+    """Rows (operation, device, backend, reason) for every operation."""
+    choices = [choose(operation, device=device) for operation in OPERATIONS for device in devices]
+    return [(c.operation, c.device, c.backend, c.reason) for c in choices]
+
+
+def forget() -> None:
+    """Drop all choices, so that the machine is looked at again."""
+    _choices.clear()
+
+
+def _decide(operation: str, device: str, wanted: str | None) -> Choice:
+    backends = OPERATIONS[operation]
+    if wanted is not None:
+        return _asked_for(operation, device, wanted)
+    reasons: list[str] = []
+    for backend in backends[:-1]:
+        obstacle = _obstacle(backend, device)
+        if obstacle is None:
+            reason = "; ".join([*reasons, "the fastest that runs here"])
+            return _choice(operation, device, backend, reason)
+        reasons.append(f"not {backend.name}: {obstacle}")
+    raise RuntimeError(f"{operation} has no backend for {device}: {'; '.join(reasons)}")
+
+
+def _asked_for(operation: str, device: str, wanted: str) -> Choice:
+    backends = {backend.name: backend for backend in OPERATIONS[operation]}
+    if wanted not in backends:
+        raise ValueError(_unknown("backend", f"{operation}={wanted}", wanted, list(backends)))
+    obstacle = _obstacle(backends[wanted], device)
+    if obstacle is not None:
+        raise RuntimeError(
+            f"{operation}: the backend {wanted!r} was asked for by name, but cannot run on "
+            f"{device}: {obstacle}"
+        )
+    return _choice(operation, device, backends[wanted], "asked for by name")
+
+
+def _obstacle(backend: Backend, device: str) -> str | None:
+    if backend.devices and device not in backend.devices:
+        return f"runs on {', '.join(backend.devices)} only"
+    missing = getattr(importlib.import_module(backend.module), "missing", None)
+    reason: str | None = missing() if missing is not None else None
+    return reason
+
+
+def _choice(operation: str, device: str, backend: Backend, reason: str) -> Choice:
+    function = getattr(importlib.import_module(backend.module), operation)
+    return Choice(
+        operation=operation, device=device, backend=backend.name, reason=reason, function=function
+    )
+
+
+def _parse(text: str) -> dict[str, str]:
+    """`"a"` means a everywhere it exists; `"op=a,other=b"` one each."""
+    wishes: dict[str, str] = {}
+    for part in text.split(","):
+        operation, _, name = part.strip().rpartition("=")
+        wishes[operation.strip() or "*"] = name.strip()
+    for operation, name in wishes.items():
+        if operation != "*" and operation not in OPERATIONS:
+            raise ValueError(_unknown("operation", text, operation, list(OPERATIONS)))
+        homes = OPERATIONS.values() if operation == "*" else [OPERATIONS[operation]]
+        names = sorted({backend.name for home in homes for backend in home})
+        if name not in names:
+            raise ValueError(_unknown("backend", text, name, names))
+    return wishes
+
+
+def _unknown(kind: str, text: str, name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{VARIABLE}: no {kind} {name!r} in {text!r}; there are {', '.join(names)}{hint}"

@@ -1,0 +1,160 @@
+"""Window attention in plain torch, linear in frames: CPU and CUDA, gradients by autograd.
+
+Frames that look at the same relative offsets form a group, and a group is one call of SDPA over a
+batch of frames. Every group attends exactly what it may, so nothing is masked, except frames read
+from a cache, whose number differs from item to item.
+
+B batch, T frames, N frames of a group, L tokens a frame (q, k, history may differ), H heads, D head
+size.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cache as memoize
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kairos_env.kernels.window_attention.cache import FrameCache, read_ring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Query frames `start, start + step, ...` that share one pattern of offsets."""
+
+    start: int
+    step: int
+    count: int
+    cached: tuple[int, ...]
+    """Offsets of frames that came before this call."""
+    past: tuple[int, ...]
+    """Offsets of frames in earlier chunks of this call."""
+    present: tuple[int, ...]
+    """Offsets of frames in the same chunk."""
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    dilation: int,
+    chunk_frames: int,
+    history: tuple[Tensor, Tensor] | None,
+    cache: FrameCache | None,
+) -> Tensor:
+    """See `op.window_attention`."""
+    groups = plan(q.shape[1], window, dilation, chunk_frames, cache is not None)
+    past = (k, v) if history is None else history
+    outputs = [_attend(group, q, (k, v), past, cache) for group in groups]
+    if len(groups) == 1:
+        return outputs[0]
+    frames: list[Tensor] = [q] * q.shape[1]
+    for group, output in zip(groups, outputs, strict=True):
+        for n, frame in enumerate(output.unbind(1)):
+            frames[group.start + n * group.step] = frame
+    return torch.stack(frames, 1)
+
+
+@memoize
+def plan(
+    frames: int, window: int, dilation: int, chunk_frames: int, cached: bool
+) -> tuple[Group, ...]:
+    """Sort the query frames of a call into groups of equal offsets."""
+    members: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for frame in range(frames):
+        pattern = _offsets(frame, frames, window, dilation, chunk_frames, cached)
+        members.setdefault(pattern, []).append(frame)
+    return tuple(
+        Group(
+            start=run[0],
+            step=run[1] - run[0] if len(run) > 1 else 1,
+            count=len(run),
+            cached=before,
+            past=past,
+            present=present,
+        )
+        for (before, past, present), indices in members.items()
+        for run in _progressions(indices, chunk_frames)
+    )
+
+
+def _offsets(
+    frame: int, frames: int, window: int, dilation: int, chunk_frames: int, cached: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    start = frame // chunk_frames * chunk_frames
+    end = min(start + chunk_frames, frames)
+    offsets = range(-(window - 1) * dilation, window * dilation, dilation)
+    return (
+        tuple(o for o in offsets if frame + o < 0 and cached),
+        tuple(o for o in offsets if 0 <= frame + o < start),
+        tuple(o for o in offsets if start <= frame + o < end),
+    )
+
+
+def _progressions(indices: list[int], chunk_frames: int) -> list[list[int]]:
+    """Split into runs of equal steps, so that a run can be sliced."""
+    steps = {b - a for a, b in itertools.pairwise(indices)}
+    if len(steps) <= 1:
+        return [indices]
+    # Frames at one position of their chunks repeat with the chunk's length.
+    places: dict[int, list[int]] = {}
+    for index in indices:
+        places.setdefault(index % chunk_frames, []).append(index)
+    return list(places.values())
+
+
+def _attend(
+    group: Group,
+    q: Tensor,
+    present: tuple[Tensor, Tensor],
+    past: tuple[Tensor, Tensor],
+    cache: FrameCache | None,
+) -> Tensor:
+    keys = _pieces(group, past[0], present[0])
+    values = _pieces(group, past[1], present[1])
+    mask = None
+    if cache is not None and group.cached:
+        old_k, old_v, exists = _cached(group, cache)
+        keys, values = [old_k, *keys], [old_v, *values]
+        mask = _mask(exists, old_k.shape[2], sum(piece.shape[2] for piece in keys))
+    output = F.scaled_dot_product_attention(
+        _fold([_frames(group, q, 0)]), _fold(keys), _fold(values), attn_mask=mask
+    )  # (B * N, H, L, D)
+    batch, _, *frame = q.shape
+    return output.transpose(1, 2).reshape(batch, group.count, *frame)
+
+
+def _frames(group: Group, x: Tensor, offset: int) -> Tensor:
+    first = group.start + offset
+    return x[:, first : first + (group.count - 1) * group.step + 1 : group.step]
+
+
+def _pieces(group: Group, past: Tensor, present: Tensor) -> list[Tensor]:
+    return [_frames(group, past, o) for o in group.past] + [
+        _frames(group, present, o) for o in group.present
+    ]
+
+
+def _cached(group: Group, cache: FrameCache) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values (B, N, n * L, H, D) of n cached frames a query frame; existence (B, N, n)."""
+    ages = [-(group.start + i * group.step + o) for i in range(group.count) for o in group.cached]
+    k, v, exists = read_ring(cache, torch.tensor(ages, device=cache.k.device))
+    batch, _, tokens, heads, size = k.shape
+    frames = (batch, group.count, len(group.cached) * tokens, heads, size)
+    return k.reshape(frames), v.reshape(frames), exists.view(batch, group.count, -1)
+
+
+def _mask(exists: Tensor, cached_tokens: int, tokens: int) -> Tensor:
+    """(B * N, 1, 1, S): cached tokens first, of which some items have none yet."""
+    each = cached_tokens // exists.shape[2]
+    old = exists.flatten(0, 1).repeat_interleave(each, 1)
+    return F.pad(old, (0, tokens - cached_tokens), value=True)[:, None, None]
+
+
+def _fold(pieces: list[Tensor]) -> Tensor:
+    """Frames (B, N, L, H, D) side by side as SDPA wants them: (B * N, H, sum of L, D)."""
+    joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+    return joined.flatten(0, 1).transpose(1, 2)
