@@ -1,0 +1,76 @@
+"""Agreement with the published implementation, case by case; see golden.py for how a folder of
+cases is read.
+
+One test function per kind of case, parametrised over what the folder holds: sizes, variants and
+tolerances come from its JSON files, so KAIROS_GOLDEN=DIR runs the same tests on any other folder of
+the format.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kairos_env.world_model import flow
+from tests.golden import cases, compare, load_case
+
+# The published scheduler is constructed with these unless its row says otherwise.
+SCHEDULER_DEFAULTS = {
+    "sigma_min": 0.003 / 1.002,
+    "sigma_max": 1.0,
+    "shift": 3.0,
+    "extra_one_step": False,
+}
+
+
+def schedule_of(row: dict[str, Any]) -> flow.Schedule:
+    """Translate one row, published constructor and call arguments, to our schedule."""
+    made, call = {**SCHEDULER_DEFAULTS, **row["ctor"]}, row["call"]
+    shift: float | flow.ShapeShift = float(call.get("shift", made["shift"]))
+    if made.get("exponential_shift"):
+        shift = flow.ShapeShift(tokens=call["dynamic_shift_len"], frames=call["num_frames"])
+    order = "falling"
+    if made.get("reverse_sigmas"):
+        order = "mirrored"
+    elif made.get("inverse_timesteps"):
+        order = "rising"
+    return flow.Schedule(
+        steps=call.get("num_inference_steps", 1),
+        times=tuple(call.get("selected_sampling_time", ())),
+        shift=shift,
+        lowest=made["sigma_min"],
+        highest=made["sigma_max"],
+        strength=call.get("denoising_strength", 1.0),
+        extra_step=made["extra_one_step"],
+        terminal=made.get("shift_terminal"),
+        order=order,
+    )
+
+
+@pytest.mark.parametrize("name", cases("schedulers"))
+def test_schedulers(name: str) -> None:
+    case = load_case(name)
+    for row in case.spec["rows"]:
+        index, schedule = row["index"], schedule_of(row)
+        assert schedule.factor == pytest.approx(row["shift_used"], rel=1e-12)
+        compare(case, f"sigmas.{index}", schedule.sigmas, section="sigmas")
+        compare(case, f"timesteps.{index}", schedule.timesteps, section="timesteps")
+        compare(
+            case,
+            f"timesteps_bf16.{index}",
+            schedule.timesteps.bfloat16().float(),
+            section="timesteps",
+        )
+        # tighter than the tolerance asks: one ulp of t is visible in the timestep embedding
+        assert torch.equal(schedule.sigmas, case[f"sigmas.{index}"])
+        if f"step_in.{index}" not in case:
+            continue
+        z, v, eps = case[f"step_in.{index}"]
+        middle = len(schedule.sigmas) // 2
+        s, s_next = schedule.path[middle : middle + 2]
+        compare(
+            case, f"step_out.{index}", flow.euler_step(z, v, s, s_next), section="step_and_noise"
+        )
+        nearest = schedule.nearest(float(schedule.timesteps[middle]))
+        noised = flow.noise(z, eps, schedule.sigmas[nearest])
+        compare(case, f"add_noise_out.{index}", noised, section="step_and_noise")
