@@ -8,9 +8,9 @@ or refused with the reason; only the automatic choice moves on to the next backe
 import difflib
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 VARIABLE = "KAIROS_KERNELS"
 
@@ -21,8 +21,8 @@ class Backend:
 
     name: str
     module: str
-    """Imported when it is first picked. Holds a function named like the operation and may hold
-    `missing() -> str | None`, the reason why it cannot run on this machine."""
+    """Imported when it is first considered. Holds the functions of the operation and may hold
+    `obstacle(**case) -> str | None`: why it cannot run on this machine or in this case."""
     devices: tuple[str, ...]
     """Device types; empty means all of them."""
 
@@ -30,6 +30,14 @@ class Backend:
 _HOME = "kairos_env.kernels"
 # Fastest first. The reference stands last and is only picked by name.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
+    "gated_delta": (
+        Backend(name="torch", module=f"{_HOME}.gated_delta.torch", devices=()),
+        Backend(name="reference", module=f"{_HOME}.gated_delta.reference", devices=()),
+    ),
+    "short_conv": (
+        Backend(name="torch", module=f"{_HOME}.gated_delta.torch", devices=()),
+        Backend(name="reference", module=f"{_HOME}.gated_delta.reference", devices=()),
+    ),
     "window_attention": (
         Backend(name="torch", module=f"{_HOME}.window_attention.torch", devices=()),
         Backend(name="reference", module=f"{_HOME}.window_attention.reference", devices=()),
@@ -45,23 +53,26 @@ class Choice:
     device: str
     backend: str
     reason: str
-    function: Callable[..., Any]
+    module: ModuleType
 
 
-_choices: dict[tuple[str, str, str | None], Choice] = {}
+Case = tuple[tuple[str, Hashable], ...]
+_choices: dict[tuple[str, str, str | None, Case], Choice] = {}
 
 
-def pick(operation: str, *, device: str, backend: str | None = None) -> Callable[..., Any]:
-    """The function that does `operation` on this device type."""
-    return choose(operation, device=device, backend=backend).function
+def pick(
+    operation: str, *, device: str, backend: str | None = None, **case: Hashable
+) -> ModuleType:
+    """The module that does `operation` on this device type; `case` is what backends may refuse."""
+    return choose(operation, device=device, backend=backend, **case).module
 
 
-def choose(operation: str, *, device: str, backend: str | None = None) -> Choice:
+def choose(operation: str, *, device: str, backend: str | None = None, **case: Hashable) -> Choice:
     """The choice for one case; made once and kept until the variable changes."""
     wanted = backend or requested(operation)
-    key = (operation, device, wanted)
+    key = (operation, device, wanted, tuple(case.items()))
     if key not in _choices:
-        _choices[key] = _decide(operation, device, wanted)
+        _choices[key] = _decide(operation, device, wanted, case)
     return _choices[key]
 
 
@@ -88,13 +99,14 @@ def forget() -> None:
     _choices.clear()
 
 
-def _decide(operation: str, device: str, wanted: str | None) -> Choice:
-    backends = OPERATIONS[operation]
+def _decide(
+    operation: str, device: str, wanted: str | None, case: Mapping[str, Hashable]
+) -> Choice:
     if wanted is not None:
-        return _asked_for(operation, device, wanted)
+        return _asked_for(operation, device, wanted, case)
     reasons: list[str] = []
-    for backend in backends[:-1]:
-        obstacle = _obstacle(backend, device)
+    for backend in OPERATIONS[operation][:-1]:
+        obstacle = _obstacle(backend, device, case)
         if obstacle is None:
             reason = "; ".join([*reasons, "the fastest that runs here"])
             return _choice(operation, device, backend, reason)
@@ -102,11 +114,11 @@ def _decide(operation: str, device: str, wanted: str | None) -> Choice:
     raise RuntimeError(f"{operation} has no backend for {device}: {'; '.join(reasons)}")
 
 
-def _asked_for(operation: str, device: str, wanted: str) -> Choice:
+def _asked_for(operation: str, device: str, wanted: str, case: Mapping[str, Hashable]) -> Choice:
     backends = {backend.name: backend for backend in OPERATIONS[operation]}
     if wanted not in backends:
         raise ValueError(_unknown("backend", f"{operation}={wanted}", wanted, list(backends)))
-    obstacle = _obstacle(backends[wanted], device)
+    obstacle = _obstacle(backends[wanted], device, case)
     if obstacle is not None:
         raise RuntimeError(
             f"{operation}: the backend {wanted!r} was asked for by name, but cannot run on "
@@ -115,18 +127,21 @@ def _asked_for(operation: str, device: str, wanted: str) -> Choice:
     return _choice(operation, device, backends[wanted], "asked for by name")
 
 
-def _obstacle(backend: Backend, device: str) -> str | None:
+def _obstacle(backend: Backend, device: str, case: Mapping[str, Hashable]) -> str | None:
     if backend.devices and device not in backend.devices:
         return f"runs on {', '.join(backend.devices)} only"
-    missing = getattr(importlib.import_module(backend.module), "missing", None)
-    reason: str | None = missing() if missing is not None else None
+    ask = getattr(importlib.import_module(backend.module), "obstacle", None)
+    reason: str | None = ask(**case) if ask is not None else None
     return reason
 
 
 def _choice(operation: str, device: str, backend: Backend, reason: str) -> Choice:
-    function = getattr(importlib.import_module(backend.module), operation)
     return Choice(
-        operation=operation, device=device, backend=backend.name, reason=reason, function=function
+        operation=operation,
+        device=device,
+        backend=backend.name,
+        reason=reason,
+        module=importlib.import_module(backend.module),
     )
 
 

@@ -55,8 +55,8 @@ def window_attention(
         _check_cache(q, cache, window, dilation)
     if q.shape[1] > chunk_frames and history is None:
         _check_own_history(k, cache)
-    attend = dispatch.pick("window_attention", device=q.device.type, backend=backend)
-    output: Tensor = attend(
+    module = dispatch.pick("window_attention", device=q.device.type, backend=backend)
+    output: Tensor = module.window_attention(
         q,
         k,
         v,
