@@ -1,0 +1,123 @@
+"""Attention over frames of tokens: one module, with window and dilation as data of the layer that uses it.
+
+The module owns projections, norms and rotation. *Which* keys a query may see is the caller's business (streaming,
+parallel and two-stream passes differ only there), and the sum over keys is a kernel's.
+
+Shapes: B batch, T frames, L tokens per frame, D token width, H heads, d head width, S text tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def axis_pairs(head_dim: int) -> tuple[int, int, int]:
+    """How many of a head's d/2 rotation pairs belong to frame, row and column."""
+    half = head_dim // 2
+    return half - 2 * (half // 3), half // 3, half // 3
+
+
+def axis_angles(positions: Tensor, pairs: int) -> Tensor:
+    """Angles position * 10000^(-2i/n) of one axis with n = 2 * pairs, in float64: (..., pairs)."""
+    i = torch.arange(pairs, dtype=torch.float64, device=positions.device)
+    return positions.double()[..., None] * 10000.0 ** (-i / max(pairs, 1))
+
+
+def grid_rotation(frames: Tensor, rows: Tensor, columns: Tensor, head_dim: int) -> Tensor:
+    """Rotation e^{i angle} of every token, from its frame and its place in the frame.
+
+    Args:
+        frames: (B, T) frame numbers. Taken in float64, so frame 1,000,000 rotates as exactly as frame 1.
+        rows: (L,) row of each token.
+        columns: (L,) column of each token.
+        head_dim: d.
+
+    Returns:
+        (B, T, L, 1, d/2) complex64, ready to multiply with (B, T, L, H, d/2).
+    """
+    per_frame, per_row, per_column = axis_pairs(head_dim)
+    B, T = frames.shape
+    L = rows.shape[0]
+    angles = torch.cat(
+        [
+            axis_angles(frames, per_frame)[:, :, None].expand(B, T, L, -1),
+            axis_angles(rows, per_row).expand(B, T, L, -1),
+            axis_angles(columns, per_column).expand(B, T, L, -1),
+        ],
+        dim=-1,
+    )
+    return unit_circle(angles)[:, :, :, None]
+
+
+def line_rotation(positions: Tensor, head_dim: int) -> Tensor:
+    """Rotation of tokens on a line (the published action stream): (N,) -> (N, 1, d/2)."""
+    return unit_circle(axis_angles(positions, head_dim // 2))[:, None]
+
+
+def unit_circle(angles: Tensor) -> Tensor:
+    """cos + i sin of float64 angles, rounded to complex64."""
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate adjacent pairs (2c, 2c+1) of every head: x (..., H, d), rotation (..., 1, d/2)."""
+    real = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    pairs = torch.view_as_complex(real.unflatten(-1, (-1, 2)).contiguous())
+    if real.dtype == torch.float64:
+        rotation = rotation.to(torch.complex128)
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of one stream, normalised over the whole attention width and rotated."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.heads = heads
+        self.query = nn.Linear(dim, width)
+        self.key = nn.Linear(dim, width)
+        self.value = nn.Linear(dim, width)
+        self.output = nn.Linear(width, dim)
+        self.query_norm = nn.RMSNorm(width, eps)
+        self.key_norm = nn.RMSNorm(width, eps)
+
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (..., D) -> three of (..., H, d)."""
+        split = (self.heads, -1)
+        q = self.query_norm(self.query(x)).unflatten(-1, split)
+        k = self.key_norm(self.key(x)).unflatten(-1, split)
+        v = self.value(x).unflatten(-1, split)
+        return rotate(q, rotation), rotate(k, rotation), v
+
+    def combine(self, o: Tensor) -> Tensor:
+        """What the heads read, back to token width: (..., H, d) -> (..., D)."""
+        y: Tensor = self.output(o.flatten(-2))
+        return y
+
+
+class CrossAttention(nn.Module):
+    """Every token reads the text; no rotation, no order."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.heads = heads
+        self.query = nn.Linear(dim, width)
+        self.key = nn.Linear(dim, width)
+        self.value = nn.Linear(dim, width)
+        self.output = nn.Linear(width, dim)
+        self.query_norm = nn.RMSNorm(width, eps)
+        self.key_norm = nn.RMSNorm(width, eps)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read the text: x (B, ..., D), text (B, S, D), mask (B, S) True where a text token may be read."""
+        split = (self.heads, -1)
+        tokens = x.flatten(1, -2)
+        q = self.query_norm(self.query(tokens)).unflatten(-1, split).transpose(1, 2)  # (B, H, N, d)
+        k = self.key_norm(self.key(text)).unflatten(-1, split).transpose(1, 2)  # (B, H, S, d)
+        v = self.value(text).unflatten(-1, split).transpose(1, 2)
+        allowed = None if mask is None else mask[:, None, None, :]
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        y: Tensor = self.output(o.transpose(1, 2).flatten(-2))
+        return y.view_as(x)

@@ -1,0 +1,194 @@
+"""What a world model is made of, as frozen data. Presets are plain values at the end of the file.
+
+A config says what is built; what is only known at run time (device, batch, number of frames) is an argument
+elsewhere. Every world on disk carries its config as JSON (`to_json`, `from_json`), and needs nothing else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_type_hints
+
+LayerKind = Literal["SWA", "DSWA", "GLA", "FA"]
+# causal: frame-aligned windows, bidirectional inside a chunk, causal across chunks (our worlds).
+# flash, flex: the two window definitions of the published implementation, for imported weights only.
+Semantics = Literal["causal", "flash", "flex"]
+
+HYBRID: tuple[LayerKind, ...] = ("SWA", "SWA", "DSWA", "GLA")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Sizes of one stream (video or action) of the mixture."""
+
+    dim: int
+    """Width of a token."""
+    ffn_dim: int
+    """Width inside the feed-forward layer."""
+    channels: int
+    """Numbers that a token's input has: latent channels of the video, size of one action."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for field in dataclasses.fields(self):
+            positive(self, field.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaConfig:
+    """The gated delta rule's heads: one key_dim x value_dim matrix of memory per head."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    conv: int = 4
+    """Taps of the short convolution before the rule."""
+    decay: Literal["frame", "token"] = "frame"
+    """What one unit of decay time is. The published rule decays per token and so forgets a frame of many tokens
+    at once; per frame, half-lives are counted in frames at every resolution."""
+    half_life: tuple[float, float] | None = (2.0, 1000.0)
+    """Half-lives at initialisation, spread evenly in logarithm over the heads, in units of `decay`;
+    None draws them as the published layer does."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        for name in ("heads", "key_dim", "value_dim", "conv"):
+            positive(self, name)
+        if self.half_life is not None and not 0 < self.half_life[0] <= self.half_life[1]:
+            raise ValueError(
+                f"DeltaConfig.half_life must be (shortest, longest) with 0 < shortest <= longest, "
+                f"got {self.half_life}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A video stream and, optionally, an action stream, joined layer by layer."""
+
+    layers: tuple[LayerKind, ...]
+    """The memory of each layer; the published pattern is (SWA, SWA, DSWA, GLA) repeated."""
+    heads: int
+    head_dim: int
+    """Attention width is heads * head_dim, shared by both streams, whatever their token widths."""
+    video: StreamConfig
+    action: StreamConfig | None
+    delta: DeltaConfig
+    window: int = 3
+    """A layer sees frames at distance 0 .. window - 1 (times the dilation)."""
+    dilation: int = 4
+    """The step between frames that a DSWA layer sees."""
+    patch: int = 2
+    """Side of the square of latents that one video token covers."""
+    freq_dim: int = 256
+    """Width of the sinusoidal embedding of the noise level."""
+    text_dim: int | None = None
+    """Width of text features; None builds no cross-attention."""
+    state_dim: int | None = None
+    """Size of a proprioceptive state that is appended to the text (published models); None for no such input."""
+    semantics: Semantics = "causal"
+    stem: Literal["patch", "conv"] = "patch"
+    """How latents become tokens and back: one linear patch, or a small convolutional stem and head with the previous
+    frames beside the noisy one (what small models need to learn motion at all)."""
+    stem_channels: int = 96
+    stem_blocks: int = 1
+    head_blocks: int = 3
+    previous_frames: int = 2
+    """Clean frames that the convolutional stem reads beside the noisy one."""
+    actions_per_frame: int = 1
+    action_conditions_time: bool = False
+    """Also add a frame's actions to its noise-level embedding, beside the attention path (small models)."""
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions, naming the fields."""
+        for name in (
+            "heads",
+            "head_dim",
+            "window",
+            "dilation",
+            "patch",
+            "freq_dim",
+            "previous_frames",
+        ):
+            positive(self, name)
+        positive(self, "actions_per_frame")
+        if not self.layers:
+            raise ValueError(
+                "TransformerConfig.layers is empty: name at least one layer, e.g. ('SWA', 'GLA')"
+            )
+        unknown = set(self.layers) - {"SWA", "DSWA", "GLA", "FA"}
+        if unknown:
+            raise ValueError(
+                f"TransformerConfig.layers holds {sorted(unknown)}; known: SWA, DSWA, GLA, FA"
+            )
+        if self.semantics == "causal" and "FA" in self.layers:
+            raise ValueError(
+                "TransformerConfig.layers holds FA, whose cost grows with every frame; a dream needs SWA, DSWA or GLA"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"TransformerConfig.head_dim must be even for the rotation, got {self.head_dim}"
+            )
+
+    @property
+    def attention_width(self) -> int:
+        """Width of queries, keys and values over all heads."""
+        return self.heads * self.head_dim
+
+    def layer_dilation(self, kind: LayerKind) -> int:
+        """The dilation that a layer of this kind uses: window and dilation are data, not classes."""
+        return self.dilation if kind == "DSWA" else 1
+
+    @property
+    def reach(self) -> int:
+        """How many frames back the windows of the whole stack can see; what lies beyond needs the GLA layers."""
+        windowed = [kind for kind in self.layers if kind in ("SWA", "DSWA")]
+        return sum((self.window - 1) * self.layer_dilation(kind) for kind in windowed)
+
+
+def positive(config: Any, name: str) -> None:
+    """Raise if a size is not a positive whole number."""
+    value = getattr(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"{type(config).__name__}.{name} must be a positive whole number, got {value!r}"
+        )
+
+
+Config = TypeVar("Config")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: type[Config], data: Mapping[str, Any]) -> Config:
+    """The config that `to_json` wrote; an unknown or missing field is an error that names it."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(fields)}"
+        )
+    missing = sorted(
+        name
+        for name, field in fields.items()
+        if name not in data
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise ValueError(
+            f"{kind.__name__} needs {', '.join(missing)}, which the given data does not hold"
+        )
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints[name], value) for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """JSON value to field value: nested configs and tuples are what JSON cannot tell apart."""
+    if isinstance(value, Mapping):
+        for option in getattr(hint, "__args__", (hint,)):
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                return from_json(option, value)
+    return tuple(_value(hint, item) for item in value) if isinstance(value, list) else value
