@@ -3,8 +3,10 @@
 import gymnasium
 
 DREAM_ID = "Kairos-v0"
-# Our own ground-truth scenes, registered as ordinary environments.
-SCENE_IDS = ("KairosReach-v0", "KairosPush-v0", "KairosOcclude-v0")
+# Our own ground-truth scenes, registered as ordinary environments, with the low-level actions an
+# episode may take.
+SCENE_LIMITS = {"KairosReach-v0": 200, "KairosPush-v0": 300, "KairosOcclude-v0": 300}
+SCENE_IDS = tuple(SCENE_LIMITS)
 
 
 def register_envs() -> None:
@@ -16,5 +18,9 @@ def register_envs() -> None:
         entry_point="kairos_env.env:DreamEnv",
         vector_entry_point="kairos_env.vector_env:DreamVectorEnv",
     )
-    for scene_id in SCENE_IDS:
-        gymnasium.register(scene_id, entry_point=f"kairos_env.real.scenes:{scene_id[:-3]}Env")
+    for scene_id, limit in SCENE_LIMITS.items():
+        gymnasium.register(
+            scene_id,
+            entry_point=f"kairos_env.real.scenes:{scene_id[:-3]}Env",
+            max_episode_steps=limit,
+        )

@@ -1,0 +1,1 @@
+"""The ground truth: real environments with the same face as the dream."""

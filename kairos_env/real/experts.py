@@ -1,0 +1,113 @@
+"""Scripted policies that solve the ground-truth tasks from the true state.
+
+An expert is a callable `expert(env, rng) -> low-level action`. It looks at the simulator, not at
+the picture, and takes its randomness (if any) from `rng`, so a collected episode is a function of
+its seeds.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kairos_env.real.scenes import AGENT_RADIUS, BALL_RADIUS, BLOCK_HALF, WALL
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Vector = NDArray[np.float64]
+Expert = Callable[["gymnasium.Env[Any, Any]", np.random.Generator], NDArray[np.float32]]
+
+# An agent coasts for about 0.1 s after a push; looking that far ahead keeps it from overshooting.
+COAST_SECONDS = 0.08
+GAIN = 12.0
+
+
+def reach_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
+    """Straight to the goal."""
+    del rng  # deterministic
+    state = _scene_state(env)
+    return _drive(state[0:2], state[2:4], target=state[4:6])
+
+
+def push_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
+    """Walk around the block to the side away from the goal, then push through its centre."""
+    del rng
+    state = _scene_state(env)
+    agent, block, velocity, goal = state[0:2], state[2:4], state[6:8], state[11:13]
+    forward = (goal - block) / max(float(np.linalg.norm(goal - block)), 1e-6)
+    offset = agent - block
+    along = float(offset @ forward)
+    sideways = float(offset @ _left_of(forward))
+    touching = BLOCK_HALF + AGENT_RADIUS
+    if along < -0.6 * touching and abs(sideways) < 0.06:
+        # Aim beyond the block; the term against `sideways` keeps the push on the line through its
+        # centre.
+        return _drive(agent, velocity, target=agent + forward - 8 * sideways * _left_of(forward))
+    return _drive(agent, velocity, target=_way_around(block, offset, forward))
+
+
+def occlude_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
+    """Wait where the ball will pass, its bounces included."""
+    del rng
+    state = _scene_state(env)
+    agent, ball, velocity, ball_velocity = state[0:2], state[2:4], state[4:6], state[6:8]
+    seconds = max(0.0, (agent[0] - ball[0]) / ball_velocity[0])
+    crossing = _reflect(float(ball[1] + ball_velocity[1] * seconds), WALL - BALL_RADIUS)
+    return _drive(agent, velocity, target=np.array([0.75, crossing]))
+
+
+def _scene_state(env: "gymnasium.Env[Any, Any]") -> Vector:
+    scene: Any = getattr(env, "low_level", env).unwrapped
+    return np.asarray(scene.state(), np.float64)
+
+
+def _drive(agent: Vector, velocity: Vector, *, target: Vector) -> NDArray[np.float32]:
+    """Full speed towards a point, easing off near it."""
+    action = GAIN * (target - agent - COAST_SECONDS * velocity)
+    return (action / max(1.0, float(np.abs(action).max()))).astype(np.float32)
+
+
+def _way_around(block: Vector, offset: Vector, forward: Vector) -> Vector:
+    """The next point on a circle about the block that leads to its far side without touching it."""
+    radius = max(0.40, min(float(np.linalg.norm(offset)), 0.55))
+    here = np.arctan2(offset[1], offset[0])
+    there = np.arctan2(-forward[1], -forward[0])
+    turn = (there - here + np.pi) % (2 * np.pi) - np.pi
+    if abs(turn) < 0.35:
+        radius = 0.34
+    angle = here + float(np.clip(turn, -0.6, 0.6))
+    limit = WALL - AGENT_RADIUS
+    return np.clip(block + radius * np.array([np.cos(angle), np.sin(angle)]), -limit, limit)
+
+
+def _left_of(direction: Vector) -> Vector:
+    return np.array([-direction[1], direction[0]])
+
+
+def _reflect(y: float, limit: float) -> float:
+    """Fold a straight line into the band [-limit, limit], as elastic bounces do."""
+    phase = (y + limit) % (4 * limit)
+    return phase - limit if phase < 2 * limit else 3 * limit - phase
+
+
+_EXPERTS: dict[str, Expert] = {
+    "KairosReach-v0": reach_expert,
+    "KairosPush-v0": push_expert,
+    "KairosOcclude-v0": occlude_expert,
+}
+
+
+def expert_for(env_id: str) -> Expert:
+    """The scripted expert of a task.
+
+    Args:
+        env_id: For example "KairosPush-v0".
+
+    Raises:
+        KeyError: There is none for this task.
+    """
+    if env_id in _EXPERTS:
+        return _EXPERTS[env_id]
+    raise KeyError(f"no scripted expert for {env_id!r}; there are experts for {sorted(_EXPERTS)}")
