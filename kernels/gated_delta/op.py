@@ -79,9 +79,9 @@ def gated_delta_boundaries(
     scale: float | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Like `gated_delta_rule`, and the states before each chunk (B, ceil(T / chunk_tokens), Hv, K,
-    V).
+    """Like `gated_delta_rule`, returning also the state before each chunk.
 
+    The second of the three results holds the states, (B, ceil(T / chunk_tokens), Hv, K, V).
     Training starts every noisy chunk from the state that the clean stream had there.
     """
     _check_inputs(q, k, v, g, beta, form, chunk_tokens)

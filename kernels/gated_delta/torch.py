@@ -74,7 +74,7 @@ def _split(x: Tensor, span: int, parts: int, size: int) -> Tensor:
     x = x.reshape(batch, tokens, -1)
     x = F.pad(x, (0, 0, 0, spans * span - tokens)).view(batch, spans, span, -1)
     x = F.pad(x, (0, 0, 0, parts * size - span)).view(batch, spans * parts, size, heads, *last)
-    return x.transpose(2, 3)
+    return x.transpose(2, 3).contiguous()
 
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, form: str) -> _Chunks:
@@ -87,15 +87,14 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, form: str
     earlier = between if form == "fla" else F.pad(between[..., :-1, :], (0, 0, 1, 0))
     before = earlier.masked_fill(~lower.tril(-1), -torch.inf).exp()
     system = beta[..., None] * before * (k @ k.mT)
-    right = beta[..., None] * torch.cat([v, k * read.exp()[..., None]], -1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    u, w = solved.split([v.shape[-1], k.shape[-1]], -1)
+    one = torch.eye(size, dtype=g.dtype, device=g.device)
+    inverse = torch.linalg.solve_triangular(system, one, upper=False, unitriangular=True)
     return _Chunks(
         q=q * total.exp()[..., None],
         k=k * between[..., -1, :].exp()[..., None],
         inside=inside * (q @ k.mT),
-        u=u,
-        w=w,
+        u=inverse @ (beta[..., None] * v),
+        w=inverse @ ((beta * read.exp())[..., None] * k),
         decay=total[..., -1, None, None].exp(),
     )
 
