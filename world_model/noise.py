@@ -71,7 +71,7 @@ def counter_bits(key: Tensor, counter: Tensor, blocks: int, *, stream: int = 0) 
         raise TypeError(f"expected int64 seeds and counters, got {key.dtype} and {counter.dtype}")
     shift, mask = _constants(key.device)[2:]
     words = torch.stack((key, key >> shift, counter, counter >> shift)).bitwise_and_(mask)
-    key_words, counter_words = words[..., None].split(2)  # each (2, B, 1)
+    key_words, counter_words = words[..., None].chunk(2)  # each (2, B, 1)
     x, y = philox(counter_words, _blocks(blocks, stream, key.device), key_words)
     return torch.cat((x, y)).transpose(0, 1)
 
