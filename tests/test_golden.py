@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kairos_env.world_model import flow
+from kairos_env.world_model.normalizers import Normalizer, Statistics
 from tests.golden import cases, compare, load_case
 
 # The published scheduler is constructed with these unless its row says otherwise.
@@ -74,3 +75,27 @@ def test_schedulers(name: str) -> None:
         nearest = schedule.nearest(float(schedule.timesteps[middle]))
         noised = flow.noise(z, eps, schedule.sigmas[nearest])
         compare(case, f"add_noise_out.{index}", noised, section="step_and_noise")
+
+
+@pytest.mark.parametrize("name", cases("normalizers"))
+def test_normalizers(name: str) -> None:
+    case = load_case(name)
+    statistics = {
+        vector: Statistics(
+            **{
+                key.removeprefix("global_"): value.double()
+                for key, value in case.group(f"stats.{vector}").items()
+            }
+        )
+        for vector in case.variants(r"stats\.(\w+)\..*")
+    }
+    for mode in case.variants(r"out\.(.+)\.state"):
+        # a slash cannot stand in a tensor's name; the RoboTwin client calls its only mode "zscore"
+        ours = mode.replace("_", "/").replace("zscore", "z-score")
+        state = Normalizer.make(ours, statistics["state"])
+        action = Normalizer.make(ours, statistics["action"])
+        compare(case, f"out.{mode}.state", state.normalize(case["in.state"]))
+        compare(case, f"out.{mode}.action", action.denormalize(case["in.action"]))
+        if f"out.{mode}.state_scale" in case:
+            compare(case, f"out.{mode}.state_scale", state.scale)
+            compare(case, f"out.{mode}.state_offset", state.offset)
