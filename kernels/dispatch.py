@@ -10,38 +10,30 @@ import importlib
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
+
+import torch
 
 VARIABLE = "KAIROS_KERNELS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One version of an operation: where it lives, on which devices it runs."""
+    """One version of an operation. The operation's `op.py` maps the name to the module."""
 
     name: str
-    module: str
-    """Imported when it is first considered. Holds the functions of the operation and may hold
-    `obstacle(**case) -> str | None`: why it cannot run on this machine or in this case."""
-    devices: tuple[str, ...]
-    """Device types; empty means all of them."""
+    devices: tuple[str, ...] = ()
+    """Device types that it runs on; empty means all of them."""
+    obstacle: str | None = None
+    """`module:function` returning why it cannot run on this machine or in this case, or None.
+    Imported and called when the backend is first considered."""
 
 
-_HOME = "kairos_env.kernels"
+_TORCH = (Backend(name="torch"), Backend(name="reference"))
 # Fastest first. The reference stands last and is only picked by name.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
-    "gated_delta": (
-        Backend(name="torch", module=f"{_HOME}.gated_delta.torch", devices=()),
-        Backend(name="reference", module=f"{_HOME}.gated_delta.reference", devices=()),
-    ),
-    "short_conv": (
-        Backend(name="torch", module=f"{_HOME}.gated_delta.torch", devices=()),
-        Backend(name="reference", module=f"{_HOME}.gated_delta.reference", devices=()),
-    ),
-    "window_attention": (
-        Backend(name="torch", module=f"{_HOME}.window_attention.torch", devices=()),
-        Backend(name="reference", module=f"{_HOME}.window_attention.reference", devices=()),
-    ),
+    "gated_delta": _TORCH,
+    "short_conv": _TORCH,
+    "window_attention": _TORCH,
 }
 
 
@@ -53,18 +45,16 @@ class Choice:
     device: str
     backend: str
     reason: str
-    module: ModuleType
 
 
 Case = tuple[tuple[str, Hashable], ...]
 _choices: dict[tuple[str, str, str | None, Case], Choice] = {}
 
 
-def pick(
-    operation: str, *, device: str, backend: str | None = None, **case: Hashable
-) -> ModuleType:
-    """The module that does `operation` on this device type; `case` is what backends may refuse."""
-    return choose(operation, device=device, backend=backend, **case).module
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives no type
+def pick(operation: str, *, device: str, backend: str | None = None, **case: Hashable) -> str:
+    """The backend's name for an operation on a device type; `case` is what backends may refuse."""
+    return choose(operation, device=device, backend=backend, **case).backend
 
 
 def choose(operation: str, *, device: str, backend: str | None = None, **case: Hashable) -> Choice:
@@ -109,7 +99,7 @@ def _decide(
         obstacle = _obstacle(backend, device, case)
         if obstacle is None:
             reason = "; ".join([*reasons, "the fastest that runs here"])
-            return _choice(operation, device, backend, reason)
+            return Choice(operation=operation, device=device, backend=backend.name, reason=reason)
         reasons.append(f"not {backend.name}: {obstacle}")
     raise RuntimeError(f"{operation} has no backend for {device}: {'; '.join(reasons)}")
 
@@ -124,25 +114,22 @@ def _asked_for(operation: str, device: str, wanted: str, case: Mapping[str, Hash
             f"{operation}: the backend {wanted!r} was asked for by name, but cannot run on "
             f"{device}: {obstacle}"
         )
-    return _choice(operation, device, backends[wanted], "asked for by name")
+    return Choice(
+        operation=operation,
+        device=device,
+        backend=backends[wanted].name,
+        reason="asked for by name",
+    )
 
 
 def _obstacle(backend: Backend, device: str, case: Mapping[str, Hashable]) -> str | None:
     if backend.devices and device not in backend.devices:
         return f"runs on {', '.join(backend.devices)} only"
-    ask = getattr(importlib.import_module(backend.module), "obstacle", None)
-    reason: str | None = ask(**case) if ask is not None else None
+    if backend.obstacle is None:
+        return None
+    module, function = backend.obstacle.split(":")
+    reason: str | None = getattr(importlib.import_module(module), function)(**case)
     return reason
-
-
-def _choice(operation: str, device: str, backend: Backend, reason: str) -> Choice:
-    return Choice(
-        operation=operation,
-        device=device,
-        backend=backend.name,
-        reason=reason,
-        module=importlib.import_module(backend.module),
-    )
 
 
 def _parse(text: str) -> dict[str, str]:

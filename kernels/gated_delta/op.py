@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from kairos_env.kernels import dispatch
+from kairos_env.kernels.gated_delta import reference
+from kairos_env.kernels.gated_delta import torch as chunked
+
+BACKENDS = {"torch": chunked, "reference": reference}
 
 Form = Literal["fla", "paper"]
 """`fla`: the decay multiplies the read that is erased, S <- e^g S; S += k beta (v - S^T k)^T.
@@ -89,14 +93,14 @@ def gated_delta_boundaries(
     heads, value_size = v.shape[2:]
     shape = (batch, heads, key_size, value_size)
     state = _start_state(state, shape, v)
-    module = dispatch.pick(
+    name = dispatch.pick(
         "gated_delta",
         device=v.device.type,
         backend=backend,
         form=form,
         square=key_size == value_size,
     )
-    result: tuple[Tensor, Tensor, Tensor] = module.gated_delta_boundaries(
+    result: tuple[Tensor, Tensor, Tensor] = BACKENDS[name].gated_delta_boundaries(
         q,
         k,
         v,
@@ -140,8 +144,8 @@ def short_conv(
             f"short_conv: the state must be {shape} {x.dtype} (the last width - 1 inputs), "
             f"got {tuple(state.shape)} {state.dtype}"
         )
-    module = dispatch.pick("short_conv", device=x.device.type, backend=backend)
-    result: tuple[Tensor, Tensor] = module.short_conv(x, w, state)
+    name = dispatch.pick("short_conv", device=x.device.type, backend=backend)
+    result: tuple[Tensor, Tensor] = BACKENDS[name].short_conv(x, w, state)
     return result
 
 

@@ -71,19 +71,32 @@ def append_frames(cache: FrameCache, k: Tensor, v: Tensor) -> FrameCache:
     )
 
 
-def read_ring(cache: FrameCache, ages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def read_ring(cache: FrameCache, ages: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Frames `ages` before the next one: keys and values (B, n, L, H, D), and which exist (B, n).
 
-    What does not exist comes back as zeros: a weight of zero would not hide a NaN (0 * NaN is NaN).
+    None instead of the last when all are known to exist. What does not exist comes back as zeros: a
+    weight of zero would not hide a NaN (0 * NaN is NaN).
     """
     wanted = cache.frames[:, None] - ages  # (B, n)
     exists = wanted >= 0
-    slot = wanted % cache.k.shape[1]
-    item = torch.arange(len(wanted), device=wanted.device)[:, None]
+    batch, slots = cache.k.shape[:2]
+    item = torch.arange(batch, device=wanted.device)[:, None]
+    rows = (item * slots + wanted % slots).flatten()
+    k, v = (
+        x.flatten(0, 1).index_select(0, rows).view(*wanted.shape, *x.shape[2:])
+        for x in (cache.k, cache.v)
+    )
+    if _known_full(exists):
+        return k, v, None
     missing = ~exists[:, :, None, None, None]
-    k = cache.k[item, slot].masked_fill(missing, 0.0)
-    v = cache.v[item, slot].masked_fill(missing, 0.0)
-    return k, v, exists
+    return k.masked_fill(missing, 0.0), v.masked_fill(missing, 0.0), exists
+
+
+def _known_full(exists: Tensor) -> bool:
+    """Whether to look: free on a CPU, a wait for the device or a broken graph elsewhere."""
+    if exists.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool(exists.all())
 
 
 def _check_frames(cache: FrameCache, k: Tensor, v: Tensor) -> None:

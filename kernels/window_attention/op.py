@@ -6,7 +6,11 @@ B batch, T frames, L tokens a frame, H heads, D head size.
 from torch import Tensor
 
 from kairos_env.kernels import dispatch
+from kairos_env.kernels.window_attention import reference
+from kairos_env.kernels.window_attention import torch as grouped
 from kairos_env.kernels.window_attention.cache import FrameCache, ring_slots
+
+BACKENDS = {"torch": grouped, "reference": reference}
 
 
 def window_attention(
@@ -55,8 +59,8 @@ def window_attention(
         _check_cache(q, cache, window, dilation)
     if q.shape[1] > chunk_frames and history is None:
         _check_own_history(k, cache)
-    module = dispatch.pick("window_attention", device=q.device.type, backend=backend)
-    output: Tensor = module.window_attention(
+    name = dispatch.pick("window_attention", device=q.device.type, backend=backend)
+    output: Tensor = BACKENDS[name].window_attention(
         q,
         k,
         v,

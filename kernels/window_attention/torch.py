@@ -18,6 +18,12 @@ from torch import Tensor
 
 from kairos_env.kernels.window_attention.cache import FrameCache, read_ring
 
+Frames = Tensor | tuple[Tensor, ...]
+"""A stream (B, T, L, H, D), whole or split into single frames."""
+
+BIG_FRAME = 64 * 8 * 64
+"""Numbers in the keys of a frame from which, on a CPU, single frames beat groups (measured)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -46,11 +52,17 @@ def window_attention(
     cache: FrameCache | None,
 ) -> Tensor:
     """See `op.window_attention`."""
-    groups = plan(q.shape[1], window, dilation, chunk_frames, cache is not None)
-    past = (k, v) if history is None else history
-    outputs = [_attend(group, q, (k, v), past, cache) for group in groups]
+    apart = _better_apart(q)
+    # The compiler traces the plan itself, and warns when it meets a memory of old calls.
+    make = plan.__wrapped__ if torch.compiler.is_compiling() else plan
+    groups = make(q.shape[1], window, dilation, chunk_frames, cache is not None, apart)
     if len(groups) == 1:
-        return outputs[0]
+        return _attend(groups[0], q, (k, v), history or (k, v), cache)
+    queries, present = _frame_list(q, apart), (_frame_list(k, apart), _frame_list(v, apart))
+    past = present
+    if history is not None:
+        past = (_frame_list(history[0], apart), _frame_list(history[1], apart))
+    outputs = [_attend(group, queries, present, past, cache) for group in groups]
     frames: list[Tensor] = [q] * q.shape[1]
     for group, output in zip(groups, outputs, strict=True):
         for n, frame in enumerate(output.unbind(1)):
@@ -60,9 +72,9 @@ def window_attention(
 
 @memoize
 def plan(
-    frames: int, window: int, dilation: int, chunk_frames: int, cached: bool
+    frames: int, window: int, dilation: int, chunk_frames: int, cached: bool, apart: bool
 ) -> tuple[Group, ...]:
-    """Sort the query frames of a call into groups of equal offsets."""
+    """Sort the query frames of a call into groups of equal offsets; `apart` leaves them single."""
     members: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for frame in range(frames):
         pattern = _offsets(frame, frames, window, dilation, chunk_frames, cached)
@@ -77,7 +89,7 @@ def plan(
             present=present,
         )
         for (before, past, present), indices in members.items()
-        for run in _progressions(indices, chunk_frames)
+        for run in ([[i] for i in indices] if apart else _progressions(indices, chunk_frames))
     )
 
 
@@ -106,11 +118,22 @@ def _progressions(indices: list[int], chunk_frames: int) -> list[list[int]]:
     return list(places.values())
 
 
+def _better_apart(q: Tensor) -> bool:
+    """Whether frames are better done one by one: on a CPU, when the keys of one fill the cache."""
+    frame = q.shape[0] * q.shape[2] * q.shape[3] * q.shape[4]
+    return q.device.type == "cpu" and frame >= BIG_FRAME
+
+
+def _frame_list(x: Tensor, apart: bool) -> Frames:
+    """Single frames are split at once: slicing each would make the backward pass quadratic."""
+    return torch.split(x, 1, 1) if apart else x
+
+
 def _attend(
     group: Group,
-    q: Tensor,
-    present: tuple[Tensor, Tensor],
-    past: tuple[Tensor, Tensor],
+    q: Frames,
+    present: tuple[Frames, Frames],
+    past: tuple[Frames, Frames],
     cache: FrameCache | None,
 ) -> Tensor:
     keys = _pieces(group, past[0], present[0])
@@ -119,32 +142,37 @@ def _attend(
     if cache is not None and group.cached:
         old_k, old_v, exists = _cached(group, cache)
         keys, values = [old_k, *keys], [old_v, *values]
-        mask = _mask(exists, old_k.shape[2], sum(piece.shape[2] for piece in keys))
+        if exists is not None:
+            mask = _mask(exists, old_k.shape[2], sum(piece.shape[2] for piece in keys))
+    queries = _frames(group, q, 0)
     output = F.scaled_dot_product_attention(
-        _fold([_frames(group, q, 0)]), _fold(keys), _fold(values), attn_mask=mask
+        _fold([queries]), _fold(keys), _fold(values), attn_mask=mask
     )  # (B * N, H, L, D)
-    batch, _, *frame = q.shape
-    return output.transpose(1, 2).reshape(batch, group.count, *frame)
+    return output.transpose(1, 2).reshape(queries.shape)
 
 
-def _frames(group: Group, x: Tensor, offset: int) -> Tensor:
+def _frames(group: Group, x: Frames, offset: int) -> Tensor:
     first = group.start + offset
+    if not isinstance(x, Tensor):
+        return x[first]
     return x[:, first : first + (group.count - 1) * group.step + 1 : group.step]
 
 
-def _pieces(group: Group, past: Tensor, present: Tensor) -> list[Tensor]:
+def _pieces(group: Group, past: Frames, present: Frames) -> list[Tensor]:
     return [_frames(group, past, o) for o in group.past] + [
         _frames(group, present, o) for o in group.present
     ]
 
 
-def _cached(group: Group, cache: FrameCache) -> tuple[Tensor, Tensor, Tensor]:
+def _cached(group: Group, cache: FrameCache) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys and values (B, N, n * L, H, D) of n cached frames a query frame; existence (B, N, n)."""
     ages = [-(group.start + i * group.step + o) for i in range(group.count) for o in group.cached]
     k, v, exists = read_ring(cache, torch.tensor(ages, device=cache.k.device))
     batch, _, tokens, heads, size = k.shape
     frames = (batch, group.count, len(group.cached) * tokens, heads, size)
-    return k.reshape(frames), v.reshape(frames), exists.view(batch, group.count, -1)
+    if exists is not None:
+        exists = exists.view(batch, group.count, -1)
+    return k.reshape(frames), v.reshape(frames), exists
 
 
 def _mask(exists: Tensor, cached_tokens: int, tokens: int) -> Tensor:
