@@ -13,6 +13,7 @@ import torch
 
 from kairos_env.world_model import flow
 from kairos_env.world_model.normalizers import Normalizer, Statistics
+from kairos_env.world_model.teacache import TeaCache, TeaCacheState
 from tests.golden import cases, compare, load_case
 
 # The published scheduler is constructed with these unless its row says otherwise.
@@ -99,3 +100,20 @@ def test_normalizers(name: str) -> None:
         if f"out.{mode}.state_scale" in case:
             compare(case, f"out.{mode}.state_scale", state.scale)
             compare(case, f"out.{mode}.state_offset", state.offset)
+
+
+@pytest.mark.parametrize("name", cases("teacache"))
+def test_teacache(name: str) -> None:
+    case = load_case(name)
+    for model in case.config["model_ids"]:
+        cache = TeaCache.published(
+            model, steps=case.config["steps"], threshold=case.config["rel_l1_thresh"]
+        )
+        state, states, outputs = TeaCacheState(), [], []
+        for m, x, y in zip(case["in.t_mod"], case["in.x"], case["in.y"], strict=True):
+            output, state = cache.run(state, m, x, lambda _, y=y: y)
+            states.append(state)
+            outputs.append(output)
+        compare(case, f"out.{model}.skip", torch.tensor([s.skipped for s in states]))
+        compare(case, f"out.{model}.accumulated", torch.tensor([s.accumulated for s in states]))
+        compare(case, f"out.{model}.y", torch.stack(outputs))
