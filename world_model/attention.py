@@ -71,10 +71,13 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Queries, keys and values of one stream, normalised over the whole attention width and rotated."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, head_dim: int, eps: float, *, half_rotation: bool = False
+    ) -> None:
         super().__init__()
         width = heads * head_dim
         self.heads = heads
+        self.half_rotation = half_rotation
         self.query = nn.Linear(dim, width)
         self.key = nn.Linear(dim, width)
         self.value = nn.Linear(dim, width)
@@ -88,6 +91,8 @@ class Attention(nn.Module):
         q = self.query_norm(self.query(x)).unflatten(-1, split)
         k = self.key_norm(self.key(x)).unflatten(-1, split)
         v = self.value(x).unflatten(-1, split)
+        if self.half_rotation:  # imported weights that were run so
+            q, k = q.half().to(q.dtype), k.half().to(k.dtype)
         return rotate(q, rotation), rotate(k, rotation), v
 
     def combine(self, o: Tensor) -> Tensor:

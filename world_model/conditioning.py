@@ -1,4 +1,4 @@
-"""What the tokens are told beside themselves: noise level, and text."""
+"""What the tokens are told beside themselves: noise level, text, and (imported weights) a first picture."""
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +49,38 @@ class Text(nn.Module):
         """(B, S, text_dim) to (B, S, D)."""
         y: Tensor = self.embedding(features)
         return y
+
+
+def grid_table(rows: int, columns: int, dim: int) -> Tensor:
+    """[sin y, cos y, sin x, cos x] of every place of a grid, w_j = 10000^(-j / (D/4)), float64: (rows * columns, D)."""
+    j = torch.arange(dim // 4, dtype=torch.float64)
+    w = 10000.0 ** (-j / (dim // 4))
+    y = torch.arange(rows).double()[:, None] * w  # (rows, D/4)
+    x = torch.arange(columns).double()[:, None] * w
+    y, x = y[:, None].expand(rows, columns, -1), x.expand(rows, columns, -1)
+    return torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], dim=-1).flatten(0, 1)
+
+
+class ImageTokens(nn.Module):
+    """A latent picture as tokens to be read before the text; some published networks were trained with it."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.downsample = nn.Sequential(
+            nn.Conv2d(channels, dim, 3, stride=2, padding=1),
+            nn.Conv2d(dim, dim, 3, stride=2, padding=1),
+        )
+        self.projection = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, dim),
+            nn.SiLU(),
+            nn.Linear(dim, dim),
+            nn.LayerNorm(dim),
+        )
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, about h * w / 16, D), row by row."""
+        features: Tensor = self.downsample(latent)
+        rows, columns = features.shape[-2:]
+        tokens: Tensor = self.projection(features.flatten(2).transpose(1, 2))
+        return tokens + grid_table(rows, columns, tokens.shape[-1]).to(tokens)

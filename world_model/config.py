@@ -61,6 +61,27 @@ class DeltaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedRules:
+    """Details of imported networks that our own worlds do not have; read only where `semantics` is flash or flex."""
+
+    restrict_history: bool = True
+    """flex: the history frames of a clip see each other only."""
+    all_history: bool = False
+    """flex: every frame also sees all history frames, whatever its window."""
+    dilations: tuple[int, ...] | None = None
+    """Dilation of each layer, where DSWA layers differ; None takes `TransformerConfig.dilation`."""
+    separate_timestep: bool = True
+    """History frames are told timestep 0; otherwise all frames share one."""
+    image_tokens: bool = False
+    """The first frame's latents are also read as tokens before the text."""
+    half_rotation: bool = False
+    """Round queries and keys to float16 before the rotation, as the released first generation does since March 2026."""
+    skip_undilated: bool = False
+    """Reproduce a released defect: layers without dilation hand their input to the output projection unattended.
+    For comparing with outputs of that revision only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """A video stream and, optionally, an action stream, joined layer by layer."""
 
@@ -85,6 +106,7 @@ class TransformerConfig:
     state_dim: int | None = None
     """Size of a proprioceptive state that is appended to the text (published models); None for no such input."""
     semantics: Semantics = "causal"
+    published: PublishedRules = PublishedRules()
     stem: Literal["patch", "conv"] = "patch"
     """How latents become tokens and back: one linear patch, or a small convolutional stem and head with the previous
     frames beside the noisy one (what small models need to learn motion at all)."""
@@ -123,6 +145,11 @@ class TransformerConfig:
         if self.semantics == "causal" and "FA" in self.layers:
             raise ValueError(
                 "TransformerConfig.layers holds FA, whose cost grows with every frame; a dream needs SWA, DSWA or GLA"
+            )
+        dilations = self.published.dilations
+        if dilations is not None and len(dilations) != len(self.layers):
+            raise ValueError(
+                f"PublishedRules.dilations names {len(dilations)} layers, the network has {len(self.layers)}"
             )
         if self.head_dim % 2:
             raise ValueError(

@@ -99,7 +99,7 @@ class GatedDeltaNet(nn.Module):
         o, memories, _ = gated_delta_boundaries(
             q, k, v, g, beta, chunk_tokens=chunk_tokens, state=state.memory
         )
-        padded = torch.cat([state.tail, inputs], dim=1)  # (B, W-1 + N, C)
+        padded = torch.cat([state.tail.to(inputs.dtype), inputs], dim=1)  # (B, W-1 + N, C)
         tails = padded.unfold(1, self.config.conv - 1, chunk_tokens)[:, : memories.shape[1]]
         return self._emit(o, x), DeltaState(memories, tails.transpose(-1, -2))
 
@@ -109,7 +109,7 @@ class GatedDeltaNet(nn.Module):
     def _convolve(self, inputs: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Convolve, and split into normalised queries and keys and plain values, per head."""
         weight = torch.cat([self.query_conv, self.key_conv, self.value_conv])[:, 0]
-        y, tail = short_conv(inputs, weight, tail)
+        y, tail = short_conv(inputs, weight.to(inputs.dtype), tail.to(inputs.dtype))
         c = self.config
         keys = c.heads * c.key_dim
         q, k, v = F.silu(y).split([keys, keys, c.heads * c.value_dim], dim=-1)

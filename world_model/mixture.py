@@ -305,14 +305,15 @@ class Mixture(nn.Module):
         return grid_rotation(frames, rows, columns, self.config.head_dim)
 
     def _told(self, inputs: Inputs) -> Tensor:
-        """What a frame's actions add to its noise-level embedding; nothing where they are unknown."""
+        """What a frame's actions add to its embedding: the less, the less is known of them."""
         assert self.action_to_time is not None
-        if inputs.actions is None:
-            raise ValueError("this world has an action stream: pass actions")
+        if inputs.actions is None or inputs.action_noise is None:
+            raise ValueError("this world has an action stream: pass actions and action_noise")
         told: Tensor = self.action_to_time(inputs.actions.flatten(2))
-        if inputs.actions_known is None:
-            return told
-        return told * inputs.actions_known[:, :, None]
+        certain = 1.0 - inputs.action_noise
+        if inputs.actions_known is not None:
+            certain = certain * inputs.actions_known
+        return told * certain[:, :, None]
 
     def _read_video(self, lane: Lane, inputs: Inputs) -> Tensor:
         latents = cast(Tensor, inputs.latents)

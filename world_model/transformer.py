@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.attention import Attention, CrossAttention
-from kairos_env.world_model.conditioning import NoiseLevel, Text
+from kairos_env.world_model.conditioning import ImageTokens, NoiseLevel, Text
 from kairos_env.world_model.config import LayerKind, StreamConfig, TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead, ConvStem
 from kairos_env.world_model.delta_net import GatedDeltaNet
@@ -30,7 +30,8 @@ class Block(nn.Module):
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.randn(6, stream.dim) / math.sqrt(stream.dim))
         shape = (stream.dim, config.heads, config.head_dim, config.eps)
-        self.attention = Attention(*shape) if kind != "GLA" else None
+        half = config.published.half_rotation
+        self.attention = Attention(*shape, half_rotation=half) if kind != "GLA" else None
         self.delta = (
             GatedDeltaNet(stream.dim, config.delta, frame_tokens, config.eps)
             if kind == "GLA"
@@ -133,6 +134,7 @@ class VideoStream(Stream):
         else:
             self.embed = PatchEmbed(channels, dim, config.patch)
             self.head = PatchHead(channels, dim, config.patch, config.eps)
+        self.image = ImageTokens(channels, dim) if config.published.image_tokens else None
 
 
 class ActionStream(Stream):

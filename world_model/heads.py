@@ -1,0 +1,181 @@
+"""What a transition means: reward, end, simulator state, and how sure the model is.
+
+The heads read two consecutive latent frames, the action between them, and the transformer's tokens
+of the later frame (its memory's view). They are small convolutions on the latents because rewards
+and ends hang on positions, which pooled tokens blur.
+
+Shapes: B batch, T transitions, C h w a latent frame, L tokens, D token width, S state size.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kairos_env.world_model.config import positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Sizes and loss weights of the heads."""
+
+    state_size: int
+    """Size of the simulator state that is estimated; 0 where the data has none."""
+    hidden: int = 256
+    channels: int = 64
+    end_weight: float = 10.0
+    """How much more a terminal transition counts than an ordinary one."""
+    end_threshold: float = 0.5
+    """The probability from which the dream says that the episode has ended."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        positive(self, "hidden")
+        positive(self, "channels")
+        if self.state_size < 0:
+            raise ValueError(f"HeadsConfig.state_size must not be negative, got {self.state_size}")
+        if not 0.0 < self.end_threshold < 1.0:
+            raise ValueError(
+                f"HeadsConfig.end_threshold must lie in (0, 1), got {self.end_threshold}"
+            )
+
+
+class Readout(NamedTuple):
+    """What the heads say of each transition."""
+
+    reward: Tensor
+    """(B, T)."""
+    end_logit: Tensor
+    """(B, T)."""
+    state: Tensor
+    """(B, T, S)."""
+    spread: Tensor
+    """(B, T, 1 + S): the deviation that the model expects of its reward and state, in their units."""
+
+
+class Heads(nn.Module):
+    """Reward, end, state and their expected errors."""
+
+    reward_scale: Tensor
+    reward_mean: Tensor
+    state_mean: Tensor
+    state_scale: Tensor
+
+    def __init__(
+        self,
+        config: HeadsConfig,
+        latent_shape: tuple[int, int, int],
+        tokens: tuple[int, int],
+        action_numbers: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        C, h, w = latent_shape
+        L, D = tokens
+        width = config.channels
+        self.conv = nn.Sequential(
+            nn.Conv2d(2 * C, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+        )
+        self.narrow = nn.Linear(D, 16)
+        features = width * ((h + 1) // 2) * ((w + 1) // 2) + 16 * L + action_numbers
+        outputs = 1 + config.state_size  # reward and state
+        self.mlp = nn.Sequential(
+            nn.Linear(features, config.hidden),
+            nn.SiLU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.SiLU(),
+        )
+        self.mean = nn.Linear(config.hidden, outputs)
+        self.log_spread = nn.Linear(config.hidden, outputs)
+        self.end = nn.Linear(config.hidden, 1)
+        self.register_buffer("reward_mean", torch.zeros(()))
+        self.register_buffer("reward_scale", torch.ones(()))
+        self.register_buffer("state_mean", torch.zeros(config.state_size))
+        self.register_buffer("state_scale", torch.ones(config.state_size))
+
+    def forward(self, before: Tensor, after: Tensor, actions: Tensor, tokens: Tensor) -> Readout:
+        """Read transitions.
+
+        Args:
+            before: (B, T, C, h, w) the frame that was acted on.
+            after: (B, T, C, h, w) the frame that followed.
+            actions: (B, T, A, action size) what was done between them.
+            tokens: (B, T, L, D) the transformer's tokens of `after`.
+        """
+        mean, log_spread, end = self._outputs(before, after, actions, tokens)
+        scale = torch.cat([self.reward_scale[None], self.state_scale])
+        offset = torch.cat([self.reward_mean[None], self.state_mean])
+        values = mean * scale + offset
+        return Readout(values[..., 0], end, values[..., 1:], log_spread.exp() * scale)
+
+    def loss(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        reward: Tensor,
+        ended: Tensor,
+        state: Tensor,
+        valid: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of the means, likelihood of the spreads, weighted cross-entropy of the end.
+
+        Args:
+            inputs: what `forward` takes.
+            reward: (B, T).
+            ended: (B, T) bool.
+            state: (B, T, S).
+            valid: (B, T) bool: transitions that exist.
+        """
+        mean, log_spread, end = self._outputs(*inputs)
+        target = torch.cat(
+            [
+                ((reward - self.reward_mean) / self.reward_scale)[..., None],
+                (state - self.state_mean) / self.state_scale,
+            ],
+            dim=-1,
+        )
+        count = valid.sum().clamp_min(1)
+        error = (mean - target).square()
+        fit = (error.mean(-1) * valid).sum() / count
+        # The spread learns from the error but does not excuse it: no gradient into the mean.
+        likelihood = 0.5 * error.detach() * (-2.0 * log_spread).exp() + log_spread
+        calibration = (likelihood.mean(-1) * valid).sum() / count
+        weight = torch.where(ended, self.config.end_weight, 1.0) * valid
+        cross = F.binary_cross_entropy_with_logits(end, ended.to(end), reduction="none")
+        ending = (cross * weight).sum() / count
+        total = fit + 0.1 * calibration + 0.2 * ending
+        metrics = {
+            "reward_error": ((error[..., 0] * valid).sum() / count).detach(),
+            "state_error": ((error[..., 1:].mean(-1) * valid).sum() / count).detach()
+            if state.shape[-1]
+            else torch.zeros(()),
+            "end_loss": ending.detach(),
+        }
+        return total, metrics
+
+    @torch.no_grad()
+    def fit_statistics(self, reward: Tensor, state: Tensor) -> None:
+        """Take means and deviations from a sample: reward (N,), state (N, S)."""
+        self.reward_mean.copy_(reward.mean())
+        self.reward_scale.copy_(reward.std().clamp_min(1e-3))
+        if state.shape[-1]:
+            self.state_mean.copy_(state.mean(0))
+            # A number that never changes gets scale 1: it is learned as a constant.
+            spread = state.std(0)
+            self.state_scale.copy_(torch.where(spread < 1e-4, torch.ones_like(spread), spread))
+
+    def _outputs(
+        self, before: Tensor, after: Tensor, actions: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        B, T = after.shape[:2]
+        seen = self.conv(torch.cat([before, after], dim=2).flatten(0, 1)).unflatten(0, (B, T))
+        x = torch.cat([seen, self.narrow(tokens).flatten(2), actions.flatten(2)], dim=-1)
+        x = self.mlp(x)
+        return self.mean(x), self.log_spread(x).clamp(-7.0, 3.0), self.end(x)[..., 0]

@@ -1,0 +1,186 @@
+"""Pixels to latents and back: a small convolutional autoencoder, trained first and then kept fixed.
+
+Small objects decide whether a dream is right, and they are a few per cent of the picture; so the
+loss weighs what differs from the background. Latents are normalised with statistics that are kept
+with the weights: the dynamics sees numbers of mean 0 and deviation 1 per channel.
+
+Shapes: B batch, T frames, H W pixels, C h w a latent frame, r frames coded together, N = B * T / r.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kairos_env.world_model.config import positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Sizes of the autoencoder."""
+
+    frame_size: tuple[int, int] = (64, 64)
+    """Height and width of a frame in pixels."""
+    channels: tuple[int, ...] = (32, 64, 96)
+    """Channels after each halving; their number is the number of halvings (three: 64 -> 8)."""
+    latent_channels: int = 4
+    temporal: int = 1
+    """Frames coded together as one latent frame."""
+    foreground_weight: float = 5.0
+    """How much more a pixel counts that differs from the background."""
+    foreground_threshold: float = 0.06
+    """The difference (of 0..1 colours) from which a pixel is foreground."""
+    kl_weight: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not divide."""
+        positive(self, "latent_channels")
+        positive(self, "temporal")
+        side = 2 ** len(self.channels)
+        if not self.channels or any(size % side for size in self.frame_size):
+            raise ValueError(
+                f"TokenizerConfig: {len(self.channels)} halvings need a frame size divisible by "
+                f"{side}, got {self.frame_size}; use another frame size or fewer channels"
+            )
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        side = 2 ** len(self.channels)
+        return self.frame_size[0] // side, self.frame_size[1] // side
+
+
+class Residual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, h, w), unchanged in shape."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(y)))
+
+
+class Tokenizer(nn.Module):
+    """Encode uint8 frames to normalised latents and decode them back."""
+
+    latent_mean: Tensor
+    latent_scale: Tensor
+    background: Tensor
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.channels
+        down: list[nn.Module] = []
+        inputs = 3 * config.temporal
+        for width in widths:
+            down += [nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.SiLU()]
+            inputs = width
+        down += [Residual(inputs), nn.Conv2d(inputs, 2 * config.latent_channels, 3, padding=1)]
+        self.encoder = nn.Sequential(*down)
+        up: list[nn.Module] = [nn.Conv2d(config.latent_channels, inputs, 3, padding=1)]
+        up += [Residual(inputs), Residual(inputs)]
+        for width in (*reversed(widths[:-1]), 3 * config.temporal):
+            up += [nn.SiLU(), nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1)]
+            inputs = width
+        self.decoder = nn.Sequential(*up)
+        C = config.latent_channels
+        self.register_buffer("latent_mean", torch.zeros(C))
+        self.register_buffer("latent_scale", torch.ones(C))
+        # The median frame of the training data, in 0..1: what does not differ from it is background.
+        self.register_buffer("background", torch.zeros(3, *config.frame_size))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) to normalised latents (B, T / r, C, h, w)."""
+        B, T = frames.shape[:2]
+        mean, _ = self._posterior(self._pack(frames))
+        latents = (mean - self.latent_mean[:, None, None]) / self.latent_scale[:, None, None]
+        return latents.unflatten(0, (B, T // self.config.temporal))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, T / r, C, h, w) to uint8 frames (B, T, H, W, 3)."""
+        B = latents.shape[0]
+        pixels = self.decode_pixels(latents.flatten(0, 1))  # (N, 3r, H, W)
+        frames = (pixels * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+        frames = frames.unflatten(1, (self.config.temporal, 3)).permute(0, 1, 3, 4, 2)
+        return frames.reshape(B, -1, *frames.shape[2:])
+
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Normalised latents (N, C, h, w) to colours (N, 3r, H, W), in 0..1 where they are right."""
+        raw = latents * self.latent_scale[:, None, None] + self.latent_mean[:, None, None]
+        pixels: Tensor = self.decoder(raw) + 0.5
+        return pixels
+
+    @torch.no_grad()
+    def background_latent(self) -> Tensor:
+        """The background as a latent frame (C, h, w)."""
+        mean, _ = self._posterior(self.background[None].repeat(1, self.config.temporal, 1, 1))
+        latent: Tensor = (mean[0] - self.latent_mean[:, None, None]) / self.latent_scale[
+            :, None, None
+        ]
+        return latent
+
+    def loss(
+        self, frames: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted squared error plus a light pull of the latents toward a unit normal."""
+        pixels = self._pack(frames)
+        mean, log_variance = self._posterior(pixels)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        z = mean + noise.to(mean) * (0.5 * log_variance).exp()
+        difference = self.decoder(z) + 0.5 - pixels
+        weight = self.foreground(pixels)
+        weight = 1.0 + (self.config.foreground_weight - 1.0) * weight
+        reconstruction = (weight * difference.square()).mean()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+        total = reconstruction + self.config.kl_weight * kl
+        mse = difference.detach().square().mean()
+        return total, {"tokenizer": total.detach(), "psnr": -10.0 * mse.log10(), "kl": kl.detach()}
+
+    def foreground(self, pixels: Tensor) -> Tensor:
+        """1.0 where a colour (N, 3r, H, W) differs from the background, else 0.0: (N, 1, H, W)."""
+        background = self.background.repeat(self.config.temporal, 1, 1)
+        distance = (pixels - background).abs().amax(1, keepdim=True)
+        return (distance > self.config.foreground_threshold).to(pixels)
+
+    @torch.no_grad()
+    def fit_background(self, frames: Tensor) -> None:
+        """Take the median of a sample of frames, uint8 (N, H, W, 3), as background."""
+        self.background.copy_(frames.permute(0, 3, 1, 2).float().median(0).values / 255.0)
+
+    @torch.no_grad()
+    def fit_statistics(self, frames: Tensor) -> None:
+        """Measure the latents' mean and deviation on a sample of frames, uint8 (B, T, H, W, 3)."""
+        mean, _ = self._posterior(self._pack(frames))
+        self.latent_mean.copy_(mean.mean((0, 2, 3)))
+        self.latent_scale.copy_(mean.std((0, 2, 3)).clamp_min(1e-6))
+
+    def _pack(self, frames: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) to colours in 0..1, r frames side by side: (N, 3r, H, W)."""
+        expected = (*self.config.frame_size, 3)
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.dtype != torch.uint8:
+            raise ValueError(
+                f"frames must be uint8 of shape (batch, frames, {', '.join(map(str, expected))}), "
+                f"got {frames.dtype} {tuple(frames.shape)}"
+            )
+        if frames.shape[1] % self.config.temporal:
+            raise ValueError(
+                f"this tokenizer codes {self.config.temporal} frames together, "
+                f"got {frames.shape[1]} frames; pass a multiple"
+            )
+        packed = frames.flatten(0, 1).unflatten(0, (-1, self.config.temporal))
+        packed = packed.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        return packed.to(self.latent_mean) / 255.0
+
+    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.encoder(pixels - 0.5).chunk(2, dim=1)
+        return mean, log_variance.clamp(-20.0, 5.0)
