@@ -1,1 +1,16 @@
 """The ground truth: real environments with the same face as the dream."""
+
+from kairos_env.real.make import UnknownEnvironmentError, make_real
+from kairos_env.real.real_env import RealEnv
+from kairos_env.real.render import RenderError
+from kairos_env.real.snapshots import ForeignSnapshotError, Snapshot, SnapshotError
+
+__all__ = [
+    "ForeignSnapshotError",
+    "RealEnv",
+    "RenderError",
+    "Snapshot",
+    "SnapshotError",
+    "UnknownEnvironmentError",
+    "make_real",
+]

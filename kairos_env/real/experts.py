@@ -1,8 +1,8 @@
 """Scripted policies that solve the ground-truth tasks from the true state.
 
-An expert is a callable `expert(env, rng) -> low-level action`. It looks at the simulator, not at
-the picture, and takes its randomness (if any) from `rng`, so a collected episode is a function of
-its seeds.
+An expert is a callable `expert(env, rng) -> low-level action`, made for `RealEnv.follow`. It looks
+at the simulator, not at the picture, and takes its randomness (if any) from `rng`, so a collected
+episode is a function of its seeds.
 """
 
 from collections.abc import Callable

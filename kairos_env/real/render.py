@@ -186,7 +186,7 @@ def _make_camera(
                 f"no camera setting {key!r}; known: distance, azimuth, elevation, lookat, "
                 "trackbodyid"
             )
-        if key == "trackbodyid":
+        if key == "trackbodyid" and value >= 0:
             view.type = mujoco.mjtCamera.mjCAMERA_TRACKING
         if key == "lookat":
             view.lookat[:] = value

@@ -64,7 +64,8 @@ class SceneObject:
     def pixel(self, state: NDArray[np.floating[Any]], frame_size: int = 64) -> Vector:
         """Its centre as (column, row), pixel middles at whole numbers; (..., S) to (..., 2)."""
         x_y = np.asarray(state, np.float64)[..., self.state_slice]
-        return (x_y * np.array([1.0, -1.0]) + 1.0) * (frame_size / 2) - 0.5
+        centre: Vector = (x_y * np.array([1.0, -1.0]) + 1.0) * (frame_size / 2) - 0.5
+        return centre
 
     def radius_px(self, frame_size: int = 64) -> float:
         """Its radius in pixels."""
@@ -132,7 +133,7 @@ class Scene(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         reward, terminated, success = self._judge()
         return self.state(), reward, terminated, False, self._info(success=success)
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]  # Gymnasium's RenderFrame is a TypeVar
+    def render(self) -> NDArray[np.uint8] | None:
         """The picture (H, W, 3), or None when made without a render mode."""
         if self.render_mode is None:
             return None
@@ -184,6 +185,11 @@ class Scene(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return goal
 
 
+def _joined(*parts: Vector) -> NDArray[np.float32]:
+    state: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+    return state
+
+
 class KairosReachEnv(Scene):
     """Drive the blue agent into the green goal.
 
@@ -214,7 +220,7 @@ class KairosReachEnv(Scene):
 
     def state(self) -> NDArray[np.float32]:
         """Agent position and velocity, goal."""
-        return np.concatenate([self.data.qpos, self.data.qvel, self._goal()]).astype(np.float32)
+        return _joined(self.data.qpos, self.data.qvel, self._goal())
 
     def _lay_out(self, random: np.random.Generator) -> None:
         goal = random.uniform(-0.7, 0.7, 2)
@@ -272,8 +278,8 @@ class KairosPushEnv(Scene):
     def state(self) -> NDArray[np.float32]:
         """Agent and block positions, the block's direction, velocities, goal."""
         q = self.data.qpos
-        direction = [np.cos(q[4]), np.sin(q[4])]
-        return np.concatenate([q[:4], direction, self.data.qvel, self._goal()]).astype(np.float32)
+        direction = np.array([np.cos(q[4]), np.sin(q[4])])
+        return _joined(q[:4], direction, self.data.qvel, self._goal())
 
     def _lay_out(self, random: np.random.Generator) -> None:
         goal = random.uniform(-0.6, 0.6, 2)
@@ -337,9 +343,7 @@ class KairosOccludeEnv(Scene):
 
     def state(self) -> NDArray[np.float32]:
         """Agent and ball positions and velocities, and where the roof begins."""
-        return np.concatenate([self.data.qpos, self.data.qvel, [self._roof_left()]]).astype(
-            np.float32
-        )
+        return _joined(self.data.qpos, self.data.qvel, np.array([self._roof_left()]))
 
     def _lay_out(self, random: np.random.Generator) -> None:
         # Speed in units a frame of 0.16 s. The ball is in sight for five frames or more before it
