@@ -141,23 +141,24 @@ class Heads(nn.Module):
             ],
             dim=-1,
         )
-        count = valid.sum().clamp_min(1)
         error = (mean - target).square()
-        fit = (error.mean(-1) * valid).sum() / count
+
+        def average(values: Tensor) -> Tensor:  # in each clip, then over clips
+            return ((values * valid).sum(1) / valid.sum(1).clamp_min(1)).mean()
+
+        fit = average(error.mean(-1))
         # The spread learns from the error but does not excuse it: no gradient into the mean.
         likelihood = 0.5 * error.detach() * (-2.0 * log_spread).exp() + log_spread
-        calibration = (likelihood.mean(-1) * valid).sum() / count
-        weight = torch.where(ended, self.config.end_weight, 1.0) * valid
+        calibration = average(likelihood.mean(-1))
         cross = F.binary_cross_entropy_with_logits(end, ended.to(end), reduction="none")
-        ending = (cross * weight).sum() / count
+        ending = average(cross * torch.where(ended, self.config.end_weight, 1.0))
         total = fit + 0.1 * calibration + 0.2 * ending
         metrics = {
-            "reward_error": ((error[..., 0] * valid).sum() / count).detach(),
-            "state_error": ((error[..., 1:].mean(-1) * valid).sum() / count).detach()
-            if state.shape[-1]
-            else torch.zeros(()),
+            "reward_error": average(error[..., 0]).detach(),
             "end_loss": ending.detach(),
         }
+        if state.shape[-1]:
+            metrics["state_error"] = average(error[..., 1:].mean(-1)).detach()
         return total, metrics
 
     @torch.no_grad()

@@ -19,53 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.world_model.config import TransformerConfig, positive
-from kairos_env.world_model.flow import (
-    NoiseLevels,
-    Schedule,
-    broadcast_level,
-    noise,
-    sample,
-    target,
-    velocity_from_x0,
-    x0_from_velocity,
-)
+from kairos_env.world_model.flow import Schedule, sample, velocity_from_x0
 from kairos_env.world_model.heads import Heads, HeadsConfig
-from kairos_env.world_model.mixture import (
-    FORWARD,
-    INVERSE,
-    JOINT,
-    POLICY,
-    Inputs,
-    LayerTrace,
-    Mixture,
-    Mode,
-)
+from kairos_env.world_model.history import led_by, with_previous
+from kairos_env.world_model.mixture import FORWARD, Inputs, Mixture
 from kairos_env.world_model.noise import counter_normal
+from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss
 from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer, TokenizerConfig
 
 # Streams of a dream's random numbers: what each is for.
 VIDEO_NOISE, ACTION_NOISE = 0, 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """How the dynamics is trained."""
-
-    video_levels: NoiseLevels = NoiseLevels(pure_noise=0.5)
-    """Noise of the frames to predict: half of them from nothing, since that is what a step does."""
-    history_levels: NoiseLevels = NoiseLevels(high=0.15, clean=0.2)
-    """Noise of the history, so that the dream survives its own errors."""
-    action_levels: NoiseLevels = NoiseLevels(shift=5.0)
-    change_weight: float = 4.0
-    """How much more a latent counts that differs from the frame before."""
-    foreground_weight: float = 2.0
-    """How much more a latent counts that differs from the background: what stands still must stay."""
-    heads_weight: float = 0.1
-    action_weight: float = 0.1
-    """Weight of the action stream's own losses (joint, policy, inverse), one mode per batch."""
-    unknown_actions: float = 0.05
-    """Fraction of clips whose actions are hidden, so that video alone can also be learned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,15 +176,17 @@ class WorldModel(nn.Module):
         first = torch.zeros(B, dtype=torch.int64, device=latents.device)
         known = torch.ones(B, T, dtype=torch.bool, device=latents.device)
         known[:, 0] = False  # nothing led to the first frame
-        if actions is None:
-            known[:] = False
         clean = torch.zeros(B, T, device=latents.device)
+        if actions is None:
+            shape = (B, T - 1, self.config.actions_per_frame, self.config.action_size)
+            actions = latents.new_zeros(shape)
+            known[:] = False
         inputs = Inputs(
             first_frame=first,
             latents=latents,
             previous=with_previous(latents, P),
             video_noise=clean,
-            actions=self._led_by(actions, B, T),
+            actions=led_by(actions),
             actions_known=known,
             action_noise=clean,
             text=text,
@@ -324,44 +290,19 @@ class WorldModel(nn.Module):
             return velocity_from_x0(z, output, level)
         return output
 
-    def _led_by(self, actions: Tensor | None, B: int, T: int) -> Tensor:
-        """Actions (B, T - 1, A, D) shifted to the frames that they lead to: (B, T, A, D)."""
-        shape = (self.config.actions_per_frame, self.config.action_size)
-        if actions is None:
-            return torch.zeros(B, T, *shape, device=self.device)
-        return torch.cat([actions.new_zeros(B, 1, *shape), actions], dim=1)
-
     # ------------------------------------------------------------------------------ learning
 
-    def loss(
-        self, clips: Mapping[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """How badly the dynamics and the heads explain a batch of clips (the tokenizer is fixed).
+    def draw(self, clips: Mapping[str, Tensor], generator: torch.Generator) -> Draws:
+        """Every random number that `loss` needs for these clips."""
+        return Draws.draw(self.config, clips, generator)
 
-        A clean, lightly noised run of the clips gives every layer's history; a second, noisy run
-        predicts each chunk from the history before it. That is what streaming does, all at once.
+    def loss(self, clips: Mapping[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """How badly dynamics and heads explain a batch of clips; see `objective.dynamics_loss`.
 
-        Args:
-            clips: latents (B, T, C, h, w), or frames (B, T, H, W, 3) uint8 to encode; actions
-                (B, T - 1, A, D); rewards (B, T - 1); terminated (B, T - 1) bool; state (B, T, S);
-                valid (B, T) bool. Optional: history (B, T, C, h, w), what the dream itself
-                remembers of these frames, used in place of the truth as the past; text, text_mask.
-            generator: of every random number drawn here.
+        The loss of a batch is the mean over its clips, so slices of one batch (with the same slices
+        of its draws) can be worked on one after another, or by several processes.
         """
-        past = self._past(clips, generator)
-        history = self.mixture(
-            past.inputs, FORWARD, chunk_frames=past.chunk, record=True, predict=False
-        )
-        total, metrics = self._video_loss(past, history.trace, FORWARD, generator)
-        if self.config.loss.heads_weight:
-            heads, more = self._heads_loss(past, history.tokens, clips)
-            total = total + self.config.loss.heads_weight * heads
-            metrics |= more
-        if self.mixture.action is not None and self.config.loss.action_weight:
-            action, more = self._action_loss(past, history.trace, generator)
-            total = total + self.config.loss.action_weight * action
-            metrics |= more
-        return total, {"loss": total.detach()} | metrics
+        return dynamics_loss(self, clips, draws)
 
     @torch.no_grad()
     def rollout(self, latents: Tensor, actions: Tensor, *, real: int, seeds: Tensor) -> Tensor:
@@ -376,169 +317,3 @@ class WorldModel(nn.Module):
             state, prediction = self.step(state, actions[:, t : t + F].flatten(1, 2), decode=False)
             dreamed.append(prediction.latents)
         return torch.cat(dreamed, dim=1)
-
-    def _past(self, clips: Mapping[str, Tensor], generator: torch.Generator) -> "Past":
-        """Clips as history: what was remembered, lightly noised, with everything that goes with it."""
-        config, T = self.config, clips["valid"].shape[1]
-        if T % config.frames_per_chunk:
-            raise ValueError(
-                f"clips of {T} frames cannot be cut into chunks of {config.frames_per_chunk}"
-            )
-        with torch.no_grad():
-            latents = (
-                clips["latents"] if "latents" in clips else self.tokenizer.encode(clips["frames"])
-            )
-        latents = latents.float()
-        B = latents.shape[0]
-        level = config.loss.history_levels.sample((B, 1), generator=generator).expand(B, T)
-        eps = torch.randn(latents.shape, generator=generator, device=latents.device)
-        remembered = noise(clips.get("history", latents).float(), eps, level)
-        hidden = torch.rand((B, 1), generator=generator, device=latents.device)
-        known = (hidden >= config.loss.unknown_actions).repeat(1, T)
-        known[:, 0] = False
-        actions = self._led_by(clips["actions"], B, T)
-        P = config.transformer.previous_frames
-        return Past(
-            truth=latents,
-            valid=clips["valid"],
-            chunk=config.frames_per_chunk,
-            inputs=Inputs(
-                first_frame=torch.zeros(B, dtype=torch.int64, device=latents.device),
-                latents=remembered,
-                previous=with_previous(remembered, P),
-                video_noise=level,
-                actions=actions,
-                actions_known=known,
-                action_noise=torch.zeros_like(level),
-                text=clips.get("text"),
-                text_mask=clips.get("text_mask"),
-            ),
-        )
-
-    def _video_loss(
-        self, past: "Past", trace: "Trace", mode: Mode, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared error of the frames predicted from the history before each chunk."""
-        truth = past.truth
-        level = self._chunk_levels(self.config.loss.video_levels, past, generator)
-        eps = torch.randn(truth.shape, generator=generator, device=truth.device)
-        z = noise(truth, eps, level)
-        inputs = dataclasses.replace(
-            past.inputs, latents=z, video_noise=level, previous=past.before_chunk()
-        )
-        output = self.mixture(inputs, mode, chunk_frames=past.chunk, trace=trace).video
-        if self.config.transformer.stem == "conv":
-            error = (output - truth).square() / broadcast_level(level.clamp_min(0.2), truth)
-            clean = output
-        else:
-            error = (output - target(truth, eps)).square()
-            clean = x0_from_velocity(z, output, level)
-        weight = self._latent_weights(past) * past.predicted()[:, :, None, None, None]
-        total = (weight * error).sum() / weight.expand_as(error).sum().clamp_min(1.0)
-        nothing = past.predicted() & (level == 1.0)  # predicted from pure noise, as a step does
-        guess = (clean.detach() - truth).square().mean((2, 3, 4))
-        stay = (past.before_chunk()[:, :, -1] - truth).square().mean((2, 3, 4))
-        count = nothing.sum().clamp_min(1)
-        return total, {
-            "video_loss": total.detach(),
-            "video_mse": (guess * nothing).sum() / count,
-            "copy_mse": (stay * nothing).sum() / count,
-        }
-
-    def _heads_loss(
-        self, past: "Past", tokens: Tensor, clips: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        frames, actions = past.inputs.latents, past.inputs.actions
-        assert frames is not None and actions is not None
-        return self.heads.loss(
-            (frames[:, :-1], frames[:, 1:], actions[:, 1:], tokens[:, 1:]),
-            clips["rewards"],
-            clips["terminated"],
-            clips["state"][:, 1:],
-            past.valid[:, 1:] & past.valid[:, :-1],
-        )
-
-    def _action_loss(
-        self, past: "Past", trace: "Trace", generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Velocity error of noisy actions in one mode, drawn anew for each batch."""
-        inputs = past.inputs
-        assert inputs.actions is not None
-        names = ("policy", "inverse", "joint")
-        pick = int(torch.randint(len(names), (1,), generator=generator, device=past.truth.device))
-        mode = (POLICY, INVERSE, JOINT)[pick]
-        level = self._chunk_levels(self.config.loss.action_levels, past, generator)
-        eps = torch.randn(inputs.actions.shape, generator=generator, device=past.truth.device)
-        noisy = noise(inputs.actions, eps, level)
-        inputs = dataclasses.replace(
-            inputs,
-            actions=noisy,
-            action_noise=level,
-            actions_known=None,
-            previous=past.before_chunk(),
-        )
-        if mode is JOINT:
-            shared = torch.randn(past.truth.shape, generator=generator, device=past.truth.device)
-            inputs = dataclasses.replace(
-                inputs, latents=noise(past.truth, shared, level), video_noise=level
-            )
-        output = self.mixture(inputs, mode, chunk_frames=past.chunk, trace=trace)
-        error = (output.action - target(past.inputs.actions, eps)).square().mean((2, 3))
-        count = past.predicted().sum().clamp_min(1)
-        total = (error * past.predicted()).sum() / count
-        return total, {f"{names[pick]}_loss": total.detach()}
-
-    def _chunk_levels(
-        self, levels: NoiseLevels, past: "Past", generator: torch.Generator
-    ) -> Tensor:
-        """One noise level per chunk, repeated over its frames: (B, T)."""
-        B, T = past.valid.shape
-        s = levels.sample((B, T // past.chunk), generator=generator)
-        return s.repeat_interleave(past.chunk, dim=1)
-
-    def _latent_weights(self, past: "Past") -> Tensor:
-        """1, and more where something moved or is not background: (B, T, 1, h, w)."""
-        truth = past.truth
-        earlier = torch.cat([truth[:, :1], truth[:, :-1]], dim=1)
-        moved = (truth - earlier).abs().amax(2, keepdim=True).clamp_max(1.0)
-        background = self.tokenizer.background_latent()
-        foreground = (truth - background).abs().amax(2, keepdim=True).clamp_max(1.0)
-        loss = self.config.loss
-        return 1.0 + loss.change_weight * moved + loss.foreground_weight * foreground
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Past:
-    """A batch of clips as history."""
-
-    truth: Tensor
-    """(B, T, C, h, w)."""
-    valid: Tensor
-    """(B, T) bool."""
-    chunk: int
-    """F."""
-    inputs: Inputs
-    """The clean run: history as it is remembered."""
-
-    def before_chunk(self) -> Tensor:
-        """(B, T, P, C, h, w): the frames before each frame's chunk, all that a step knows."""
-        assert self.inputs.previous is not None
-        return self.inputs.previous[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
-
-    def predicted(self) -> Tensor:
-        """(B, T) bool: frames that exist and have a history."""
-        later = torch.arange(self.valid.shape[1], device=self.valid.device) >= self.chunk
-        return self.valid & later
-
-
-Trace = tuple[LayerTrace, ...] | None
-
-
-def with_previous(latents: Tensor, P: int) -> Tensor:
-    """The P frames before each of (B, T, C, h, w), oldest first: (B, T, P, C, h, w).
-
-    Before the first frame stands the first frame itself: nothing moved yet.
-    """
-    T = latents.shape[1]
-    padded = torch.cat([latents[:, :1].expand(-1, P, -1, -1, -1), latents], dim=1)
-    return torch.stack([padded[:, i : i + T] for i in range(P)], dim=2)

@@ -1,0 +1,294 @@
+"""What the dynamics is trained on.
+
+A clean, lightly noised run of the clips gives every layer's history. A second, noisy run predicts
+each chunk from the history before it: what streaming does step by step, all at once. A third, small
+one denoises actions in one of the action stream's modes.
+
+All randomness is drawn first (`Draws`) and the loss of a batch is the mean over its clips: slices
+of a batch, in one process or in several, add up to the whole.
+
+Shapes: B clips, T frames, C h w a latent frame, P previous frames, F frames per chunk, N = T / F
+chunks, A actions per frame, D action size, L tokens.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kairos_env.world_model.flow import (
+    NoiseLevels,
+    broadcast_level,
+    noise,
+    target,
+    x0_from_velocity,
+)
+from kairos_env.world_model.history import led_by, with_previous
+from kairos_env.world_model.mixture import (
+    FORWARD,
+    INVERSE,
+    JOINT,
+    POLICY,
+    Inputs,
+    LayerTrace,
+    Mode,
+)
+
+if TYPE_CHECKING:
+    from kairos_env.world_model.world_model import WorldConfig, WorldModel
+
+Metrics = dict[str, Tensor]
+ACTION_MODES: tuple[tuple[str, Mode], ...] = (
+    ("policy", POLICY),
+    ("inverse", INVERSE),
+    ("joint", JOINT),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How the dynamics is trained."""
+
+    video_levels: NoiseLevels = NoiseLevels(pure_noise=0.5)
+    """Noise of the frames to predict: half of them from nothing, since that is what a step does."""
+    history_levels: NoiseLevels = NoiseLevels(high=0.15, clean=0.2)
+    """Noise of the history, so that the dream survives its own errors."""
+    action_levels: NoiseLevels = NoiseLevels(shift=5.0)
+    change_weight: float = 4.0
+    """How much more a latent counts that differs from the frame before."""
+    foreground_weight: float = 2.0
+    """How much more a latent counts that differs from the background: what stands must stay."""
+    heads_weight: float = 0.1
+    action_weight: float = 0.1
+    """Weight of the action stream's own loss (policy, inverse or joint, drawn per batch)."""
+    unknown_actions: float = 0.05
+    """Fraction of clips whose actions are hidden, so that video alone can also be learned."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random numbers of one batch, batch first; `mode` is the batch's action mode."""
+
+    history_level: Tensor
+    """(B, 1)."""
+    history_noise: Tensor
+    """(B, T, C, h, w)."""
+    hidden: Tensor
+    """(B, 1) bool: clips whose actions are hidden."""
+    level: Tensor
+    """(B, N)."""
+    noise: Tensor
+    """(B, T, C, h, w)."""
+    action_level: Tensor
+    """(B, N)."""
+    action_noise: Tensor
+    """(B, T, A, D)."""
+    mode: int
+
+    @classmethod
+    def draw(
+        cls, config: "WorldConfig", clips: Mapping[str, Tensor], generator: torch.Generator
+    ) -> "Draws":
+        """Draw for a batch of clips, on the generator's device."""
+        B, T = clips["valid"].shape
+        chunks = T // config.frames_per_chunk
+        if T % config.frames_per_chunk:
+            raise ValueError(
+                f"clips of {T} frames cannot be cut into chunks of {config.frames_per_chunk}"
+            )
+        loss, latent = config.loss, (B, T, *config.latent_shape)
+        actions = (B, T, config.actions_per_frame, config.action_size)
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(shape, generator=generator, device=generator.device)
+
+        hidden = torch.rand((B, 1), generator=generator, device=generator.device)
+        return cls(
+            history_level=loss.history_levels.sample((B, 1), generator=generator),
+            history_noise=normal(latent),
+            hidden=hidden < loss.unknown_actions,
+            level=loss.video_levels.sample((B, chunks), generator=generator),
+            noise=normal(latent),
+            action_level=loss.action_levels.sample((B, chunks), generator=generator),
+            action_noise=normal(actions),
+            mode=int(
+                torch.randint(len(ACTION_MODES), (1,), generator=generator, device=generator.device)
+            ),
+        )
+
+    def rows(self, rows: slice) -> "Draws":
+        """The draws of some of the clips."""
+        fields = dataclasses.fields(self)
+        return Draws(**{f.name: _rows(getattr(self, f.name), rows) for f in fields})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Past:
+    """A batch of clips with its history as the model will remember it."""
+
+    truth: Tensor
+    """(B, T, C, h, w)."""
+    valid: Tensor
+    """(B, T) bool: frames that exist."""
+    chunk: int
+    """F."""
+    inputs: Inputs
+    """The clean run."""
+
+    def before_chunk(self) -> Tensor:
+        """(B, T, P, C, h, w): the frames before each frame's chunk, all that a step knows."""
+        assert self.inputs.previous is not None
+        return self.inputs.previous[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
+
+    def predicted(self) -> Tensor:
+        """(B, T) bool: frames that exist and have a history."""
+        later = torch.arange(self.valid.shape[1], device=self.valid.device) >= self.chunk
+        return self.valid & later
+
+
+def dynamics_loss(
+    world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws
+) -> tuple[Tensor, Metrics]:
+    """How badly the dynamics and the heads explain a batch of clips; the tokenizer is fixed.
+
+    Args:
+        world: the model.
+        clips: latents (B, T, C, h, w), or frames (B, T, H, W, 3) uint8 to encode; actions
+            (B, T - 1, A, D); rewards (B, T - 1); terminated (B, T - 1) bool; state (B, T, S); valid
+            (B, T) bool. Optional: history (B, T, C, h, w), what the dream itself remembers of these
+            frames, to be used as the past in place of the truth; text, text_mask.
+        draws: the batch's random numbers.
+    """
+    loss = world.config.loss
+    past = remembered(world, clips, draws)
+    clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, record=True, predict=False)
+    total, metrics = video_loss(world, past, clean.trace, draws)
+    if loss.heads_weight:
+        heads, more = heads_loss(world, past, clean.tokens, clips)
+        total = total + loss.heads_weight * heads
+        metrics |= more
+    if world.mixture.action is not None and loss.action_weight:
+        action, more = action_loss(world, past, clean.trace, draws)
+        total = total + loss.action_weight * action
+        metrics |= more
+    return total, {"loss": total.detach()} | metrics
+
+
+def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -> Past:
+    """The clips as history: what is remembered, lightly noised, and everything that goes with it."""
+    if "latents" in clips:
+        truth = clips["latents"].float()
+    else:
+        with torch.no_grad():
+            truth = world.tokenizer.encode(clips["frames"]).float()
+    B, T = truth.shape[:2]
+    level = draws.history_level.expand(B, T)
+    history = noise(clips.get("history", truth).float(), draws.history_noise, level)
+    known = ~draws.hidden.repeat(1, T)
+    known[:, 0] = False  # nothing led to the first frame
+    inputs = Inputs(
+        first_frame=torch.zeros(B, dtype=torch.int64, device=truth.device),
+        latents=history,
+        previous=with_previous(history, world.config.transformer.previous_frames),
+        video_noise=level,
+        actions=led_by(clips["actions"]),
+        actions_known=known,
+        action_noise=torch.zeros_like(level),
+        text=clips.get("text"),
+        text_mask=clips.get("text_mask"),
+    )
+    chunk = world.config.frames_per_chunk
+    return Past(truth=truth, valid=clips["valid"], chunk=chunk, inputs=inputs)
+
+
+def video_loss(
+    world: "WorldModel", past: Past, trace: tuple[LayerTrace, ...] | None, draws: Draws
+) -> tuple[Tensor, Metrics]:
+    """Weighted squared error of the frames predicted from the history before each chunk."""
+    truth, eps = past.truth, draws.noise
+    level = draws.level.repeat_interleave(past.chunk, dim=1)  # (B, T)
+    z = noise(truth, eps, level)
+    inputs = dataclasses.replace(
+        past.inputs, latents=z, video_noise=level, previous=past.before_chunk()
+    )
+    output = world.mixture(inputs, FORWARD, chunk_frames=past.chunk, trace=trace).video.float()
+    if world.config.transformer.stem == "conv":
+        clean = output
+        error = (output - truth).square() / broadcast_level(level.clamp_min(0.2), truth)
+    else:
+        clean = x0_from_velocity(z, output, level)
+        error = (output - target(truth, eps)).square()
+    weight = latent_weights(world, truth) * broadcast_level(past.predicted(), truth)
+    total = mean_over_clips(error, weight.expand_as(error))
+    blind = past.predicted() & (level == 1.0)  # from pure noise, as a step predicts
+    guess = (clean.detach() - truth).square().mean((2, 3, 4))
+    stay = (past.before_chunk()[:, :, -1] - truth).square().mean((2, 3, 4))
+    count = blind.sum().clamp_min(1)
+    return total, {
+        "video_loss": total.detach(),
+        "video_mse": (guess * blind).sum() / count,
+        "copy_mse": (stay * blind).sum() / count,
+    }
+
+
+def heads_loss(
+    world: "WorldModel", past: Past, tokens: Tensor, clips: Mapping[str, Tensor]
+) -> tuple[Tensor, Metrics]:
+    """The heads on transitions as the dream would remember them."""
+    frames, actions = past.inputs.latents, past.inputs.actions
+    assert frames is not None and actions is not None
+    return world.heads.loss(
+        (frames[:, :-1], frames[:, 1:], actions[:, 1:], tokens[:, 1:].float()),
+        clips["rewards"],
+        clips["terminated"],
+        clips["state"][:, 1:],
+        past.valid[:, 1:] & past.valid[:, :-1],
+    )
+
+
+def action_loss(
+    world: "WorldModel", past: Past, trace: tuple[LayerTrace, ...] | None, draws: Draws
+) -> tuple[Tensor, Metrics]:
+    """Velocity error of noisy actions in the batch's mode."""
+    name, mode = ACTION_MODES[draws.mode]
+    actions, eps = past.inputs.actions, draws.action_noise
+    assert actions is not None
+    level = draws.action_level.repeat_interleave(past.chunk, dim=1)
+    inputs = dataclasses.replace(
+        past.inputs,
+        actions=noise(actions, eps, level),
+        action_noise=level,
+        actions_known=None,
+        previous=past.before_chunk(),
+    )
+    if mode is JOINT:
+        z = noise(past.truth, draws.noise, level)
+        inputs = dataclasses.replace(inputs, latents=z, video_noise=level)
+    if mode is INVERSE:
+        inputs = dataclasses.replace(inputs, previous=past.inputs.previous)
+    output = world.mixture(inputs, mode, chunk_frames=past.chunk, trace=trace, predict=True)
+    error = (output.action.float() - target(actions, eps)).square()
+    total = mean_over_clips(error, broadcast_level(past.predicted(), error).expand_as(error))
+    return total, {f"{name}_loss": total.detach()}
+
+
+def latent_weights(world: "WorldModel", truth: Tensor) -> Tensor:
+    """1, and more where something moved or is not background: (B, T, 1, h, w)."""
+    loss = world.config.loss
+    earlier = torch.cat([truth[:, :1], truth[:, :-1]], dim=1)
+    moved = (truth - earlier).abs().amax(2, keepdim=True).clamp_max(1.0)
+    distance = (truth - world.tokenizer.background_latent()).abs()
+    foreground = distance.amax(2, keepdim=True).clamp_max(1.0)
+    return 1.0 + loss.change_weight * moved + loss.foreground_weight * foreground
+
+
+def mean_over_clips(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean in each clip, then the mean over clips; both (B, ...) of one shape."""
+    values, weight = values.flatten(1), weight.flatten(1).float()
+    return ((weight * values).sum(1) / weight.sum(1).clamp_min(1e-6)).mean()
+
+
+def _rows(value: Tensor | int, rows: slice) -> Tensor | int:
+    return value[rows] if isinstance(value, Tensor) else value
