@@ -13,6 +13,8 @@ import torch
 
 from kairos_env.world_model import flow
 from kairos_env.world_model.normalizers import Normalizer, Statistics
+from kairos_env.world_model.published.tiling import Tiling
+from kairos_env.world_model.published.wan_vae import WanVae, WanVaeConfig
 from kairos_env.world_model.teacache import TeaCache, TeaCacheState
 from tests.golden import cases, compare, load_case
 
@@ -117,3 +119,39 @@ def test_teacache(name: str) -> None:
         compare(case, f"out.{model}.skip", torch.tensor([s.skipped for s in states]))
         compare(case, f"out.{model}.accumulated", torch.tensor([s.accumulated for s in states]))
         compare(case, f"out.{model}.y", torch.stack(outputs))
+
+
+@pytest.mark.parametrize("name", cases("wan_vae"))
+@torch.no_grad()
+def test_wan_vae(name: str) -> None:
+    case = load_case(name)
+    sizes = ("dim", "z_dim", "dim_mult", "num_res_blocks", "temporal_downsample")
+    vae = WanVae(
+        WanVaeConfig(
+            **{
+                key: tuple(value) if isinstance(value := case.config[key], list) else value
+                for key in sizes
+                if key in case.config
+            }
+        )
+    )
+    vae.load_state_dict(case.group("w"))
+    video, size = case["in.video"], tuple(case.config["tile_size"])
+    compare(case, "out.latent", vae.encode(video))
+    for frames in case.variants(r"out\.latent\.T(\d+)"):
+        compare(case, f"out.latent.T{frames}", vae.encode(video[:, :, : int(frames)]))
+    compare(case, "out.video", vae.decode(case["out.latent"]))
+    compare(case, "out.video_unclamped", vae.decode(case["out.latent"], clamp=False))
+    compare(case, "out.video2_unclamped", vae.decode(case["in.latent2"], clamp=False))
+
+    overlap = tuple(s - t for s, t in zip(size, case.config["tile_stride"], strict=True))
+    tiled = vae.encode(video, tiling=Tiling(size=size, overlap=overlap))
+    compare(case, "out.latent_tiled", tiled)
+    # the published decoder ignores the stride it is given
+    overlap = tuple(min(4, s - 1) for s in size)
+    tiled = vae.decode(case["in.latent2"], tiling=Tiling(size=size, overlap=overlap))
+    compare(case, "out.video2_tiled", tiled)
+
+    first, state = vae.encoder(video[:, :, :1], None)
+    compare(case, "mid.encoder_chunk0", first)
+    compare(case, "mid.encoder_chunk1", vae.encoder(video[:, :, 1:5], state)[0])
