@@ -29,11 +29,13 @@ class Backend:
 
 
 _TORCH = (Backend(name="torch"), Backend(name="reference"))
+_CPU = Backend(name="cpu", devices=("cpu",), obstacle="kairos_env.kernels.gated_delta.cpu:obstacle")
 # Fastest first. The reference stands last and is only picked by name.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
-    "gated_delta": _TORCH,
-    "short_conv": _TORCH,
+    "gated_delta": (_CPU, *_TORCH),
+    "short_conv": (_CPU, *_TORCH),
     "window_attention": _TORCH,
+    "clip_attention": _TORCH,
 }
 
 

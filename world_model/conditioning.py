@@ -1,4 +1,4 @@
-"""What the tokens are told beside themselves: noise level, text, and (imported weights) a first picture."""
+"""What the tokens are told beside themselves: noise level, text, a first picture."""
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,10 @@ class Text(nn.Module):
 
 
 def grid_table(rows: int, columns: int, dim: int) -> Tensor:
-    """[sin y, cos y, sin x, cos x] of every place of a grid, w_j = 10000^(-j / (D/4)), float64: (rows * columns, D)."""
+    """[sin y w, cos y w, sin x w, cos x w] of every place of a grid, w_j = 10000^(-j / (D/4)).
+
+    Returns (rows * columns, D) in float64.
+    """
     j = torch.arange(dim // 4, dtype=torch.float64)
     w = 10000.0 ** (-j / (dim // 4))
     y = torch.arange(rows).double()[:, None] * w  # (rows, D/4)
@@ -62,7 +65,7 @@ def grid_table(rows: int, columns: int, dim: int) -> Tensor:
 
 
 class ImageTokens(nn.Module):
-    """A latent picture as tokens to be read before the text; some published networks were trained with it."""
+    """A latent picture as tokens to be read before the text, for imported weights that want it."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()

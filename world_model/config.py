@@ -62,7 +62,7 @@ class DeltaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedRules:
-    """Details of imported networks that our own worlds do not have; read only where `semantics` is flash or flex."""
+    """Details of imported networks; read only where `semantics` is flash or flex."""
 
     restrict_history: bool = True
     """flex: the history frames of a clip see each other only."""
@@ -75,10 +75,11 @@ class PublishedRules:
     image_tokens: bool = False
     """The first frame's latents are also read as tokens before the text."""
     half_rotation: bool = False
-    """Round queries and keys to float16 before the rotation, as the released first generation does since March 2026."""
+    """Round queries and keys to float16 before the rotation, as the released first generation does
+    since March 2026."""
     skip_undilated: bool = False
-    """Reproduce a released defect: layers without dilation hand their input to the output projection unattended.
-    For comparing with outputs of that revision only."""
+    """Reproduce a released defect: layers without dilation hand their input to the output projection
+    unattended. For comparing with outputs of that revision only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,8 @@ class TransformerConfig:
         dilations = self.published.dilations
         if dilations is not None and len(dilations) != len(self.layers):
             raise ValueError(
-                f"PublishedRules.dilations names {len(dilations)} layers, the network has {len(self.layers)}"
+                f"PublishedRules.dilations names {len(dilations)} layers, "
+                f"the network has {len(self.layers)}"
             )
         if self.head_dim % 2:
             raise ValueError(
