@@ -1,0 +1,331 @@
+"""Who acts while data are collected: random, smooth noise, a scripted expert, a degraded one, a checkpoint.
+
+All policies speak chunks: one call gives the K low-level actions of one env step. They are written in the encoded
+form that networks see (numbers in [-1, 1], or scores of discrete choices), so one policy serves every action space.
+
+Legend: K low-level actions per env step, D numbers per action.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import Env, spaces
+from numpy.typing import NDArray
+
+from kairos_env.spaces import action_size, decode_actions
+
+Frame = NDArray[np.uint8]
+Chunk = NDArray[Any]
+
+# A detour from the expert lasts this many env steps on average: long enough to end up somewhere new.
+DETOUR_STEPS = 4.0
+# Smooth noise forgets half of itself in about this many low-level actions.
+SMOOTH_HALF_LIFE = 8.0
+SMOOTH_SPREAD = 0.7  # standard deviation of smooth noise before it is clipped to [-1, 1]
+
+
+class Policy(Protocol):
+    """Something that acts. `begin` is called after each reset, with the episode's own randomness."""
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Forget the last episode; draw from `generator` alone from now on."""
+
+    def act(self, frame: Frame) -> Chunk:
+        """The next chunk, an element of `env.action_space`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """One policy of a mixture, as `kairos collect --policy` spells it."""
+
+    name: str
+    """random, smooth, expert, or the path of a Stable-Baselines3 checkpoint."""
+    weight: float = 1.0
+    """Its share of the episodes, relative to the other policies."""
+    noise: float = 0.0
+    """Share of the time in which smooth noise acts instead, in bursts from which the policy recovers."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"the weight of policy {self.name!r} must be positive, got {self.weight}"
+            )
+        if not 0 <= self.noise <= 1:
+            raise ValueError(
+                f"the noise of policy {self.name!r} must be in [0, 1], got {self.noise}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "PolicySpec":
+        """Read `NAME[@NOISE][:WEIGHT]`, for example `expert`, `expert@0.3:0.25` or `runs/ppo.zip:2`."""
+        name, weight = _split_number(text, ":")
+        name, noise = _split_number(name, "@")
+        return cls(
+            name=name,
+            weight=1.0 if weight is None else weight,
+            noise=0.0 if noise is None else noise,
+        )
+
+    @property
+    def label(self) -> str:
+        """The policy without its weight, as it is recorded with every episode."""
+        return f"{self.name}@{self.noise:g}" if self.noise else self.name
+
+
+def choose_policy(specs: Sequence[PolicySpec], episode: int, *, seed: int) -> PolicySpec:
+    """The policy of an episode: a function of seed and episode number, not of who asks when.
+
+    Multiples of the golden ratio fill [0, 1) evenly, so every beginning of a dataset has the shares asked for.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    offset = float(np.random.default_rng([seed, 0]).random())
+    place = (offset + episode * golden) % 1.0
+    ends = np.cumsum([spec.weight for spec in specs])
+    return specs[min(int(np.searchsorted(ends / ends[-1], place, side="right")), len(specs) - 1)]
+
+
+def make_policy(spec: PolicySpec, env: Env[Frame, Chunk]) -> Policy:
+    """Build a policy for an environment.
+
+    Raises:
+        ValueError: There is no such policy, or none for this environment.
+    """
+    policy = _make_plain(spec.name, env)
+    return DetourPolicy(policy, spec.noise) if spec.noise else policy
+
+
+def _make_plain(name: str, env: Env[Frame, Chunk]) -> Policy:
+    if name == "random":
+        return RandomPolicy()
+    if name == "smooth":
+        return SmoothPolicy()
+    if name == "expert":
+        return ExpertPolicy(env)
+    if Path(name).is_file():
+        return CheckpointPolicy(Path(name), env)
+    raise ValueError(
+        f"no policy {name!r}: expected random, smooth, expert or the path of a Stable-Baselines3 "
+        "checkpoint (a .zip file)"
+    )
+
+
+class RandomPolicy:
+    """Every low-level action drawn evenly on its own."""
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Take the episode's randomness."""
+        self._space, self._generator = env.action_space, generator
+        self._shape = _encoded_shape(env.action_space)
+
+    def act(self, frame: Frame) -> Chunk:
+        """K independent actions."""
+        del frame
+        return decode_actions(self._space, self._generator.uniform(-1, 1, self._shape))
+
+
+class SmoothPolicy:
+    """Noise with memory (Ornstein-Uhlenbeck), which travels where independent noise trembles on the spot.
+
+    For discrete actions the scores wander, so a choice is held for a while.
+    """
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Start from a random direction."""
+        self._space, self._generator = env.action_space, generator
+        self._steps, size = _encoded_shape(env.action_space)
+        self._value = generator.normal(0, SMOOTH_SPREAD, size)
+
+    def act(self, frame: Frame) -> Chunk:
+        """K actions further along."""
+        del frame
+        keep = 0.5 ** (1 / SMOOTH_HALF_LIFE)
+        # x' = keep x + sqrt(1 - keep^2) spread n has the same spread at every step
+        kicks = self._generator.normal(0, SMOOTH_SPREAD, (self._steps, len(self._value)))
+        path = []
+        for kick in kicks:
+            self._value = keep * self._value + math.sqrt(1 - keep**2) * kick
+            path.append(self._value)
+        return decode_actions(self._space, np.stack(path))
+
+
+class ExpertPolicy:
+    """The scripted expert of the task, looking at the simulator after every low-level action.
+
+    A chunk must be known before it is executed. Where the environment can be put back, the expert plays it through
+    and time is turned back; elsewhere its first action is held for the whole chunk.
+    """
+
+    def __init__(self, env: Env[Frame, Chunk]) -> None:
+        from kairos_env.real import RealEnv
+        from kairos_env.real.experts import expert_for
+
+        if not isinstance(env, RealEnv):
+            raise ValueError(f"a scripted expert acts in environments from make_real, not in {env}")
+        try:
+            self._expert: Callable[[Any, np.random.Generator], Chunk] = expert_for(env.name)
+        except KeyError as error:
+            raise ValueError(
+                f"{error.args[0]}. Use another policy: random, smooth or the path of a checkpoint"
+            ) from error
+        self._env: RealEnv = env
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Take the episode's randomness."""
+        del env
+        self._generator = generator
+        self._can_go_back = True
+
+    def act(self, frame: Frame) -> Chunk:
+        """K actions, each an answer to the state that the ones before lead to."""
+        from kairos_env.real import SnapshotError
+
+        del frame
+        try:
+            before = self._env.snapshot() if self._can_go_back else None
+        except SnapshotError:
+            self._can_go_back, before = False, None
+        actions = [np.asarray(self._expert(self._env, self._generator))]
+        if before is not None:
+            actions += self._play(actions[0])
+            self._env.restore(before)
+        # Where time cannot be turned back, or the episode ends on the way: hold the last action.
+        actions += [actions[-1]] * (self._env.chunk - len(actions))
+        space = self._env.action_space
+        return np.stack(actions).reshape(space.shape or ()).astype(space.dtype)
+
+    def _play(self, action: Chunk) -> list[Chunk]:
+        """The actions after the first, played in the simulator itself."""
+        low_level, played = self._env.low_level, []
+        while len(played) < self._env.chunk - 1:
+            _, _, terminated, truncated, _ = low_level.step(action)
+            if terminated or truncated:
+                break
+            action = np.asarray(self._expert(self._env, self._generator))
+            played.append(action)
+        return played
+
+
+class DetourPolicy:
+    """A policy that is led astray now and then, and finds back: failures, recoveries, states it never visits.
+
+    Args:
+        policy: Who acts otherwise.
+        share: Share of the time in which smooth noise acts instead.
+    """
+
+    def __init__(self, policy: Policy, share: float) -> None:
+        self._policy = policy
+        self._noise = SmoothPolicy()
+        self._share = share
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Take the episode's randomness; the first steps may be a detour already."""
+        self._generator, self._env = generator, env
+        self._policy.begin(env, generator)
+        self._noise.begin(env, generator)
+        self._astray = bool(generator.random() < self._share)
+
+    def act(self, frame: Frame) -> Chunk:
+        """The policy's chunk, or one of the detour's."""
+        # Two-state chain: leaving with chance `back` and entering with `out` spends `share` of the time astray.
+        back = 1 / DETOUR_STEPS
+        out = min(1.0, back * self._share / max(1 - self._share, 1e-9))
+        turn = self._generator.random()
+        was_astray = self._astray
+        self._astray = turn >= back if was_astray else turn < out
+        if self._share >= 1:
+            self._astray = True
+        if self._astray and not was_astray:
+            self._noise.begin(self._env, self._generator)
+        return self._noise.act(frame) if self._astray else self._policy.act(frame)
+
+
+class CheckpointPolicy:
+    """A policy that Stable-Baselines3 trained, sampling its actions.
+
+    Stable-Baselines3 unpickles parts of its checkpoints: open only those you trust.
+
+    Args:
+        path: The .zip file that `model.save` wrote.
+        env: Where it will act; its action must fit.
+    """
+
+    def __init__(self, path: Path, env: Env[Frame, Chunk]) -> None:
+        self._model = _load_checkpoint(path)
+        self._path = path
+        trained, here = self._model.action_space, env.action_space
+        if int(np.prod(trained.shape)) != int(np.prod(here.shape or ())):
+            raise ValueError(
+                f"{path} was trained for actions {trained}, this environment takes {here}: "
+                "the sizes differ. Was it trained with another chunk?"
+            )
+        seen, shown = self._model.observation_space, env.observation_space
+        if sorted(seen.shape) != sorted(shown.shape or ()):
+            raise ValueError(
+                f"{path} was trained on observations {seen}, this environment shows {shown}"
+            )
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Seed the network's own sampling from the episode's randomness."""
+        import torch
+
+        self._space = env.action_space
+        self._sampling = torch.Generator().manual_seed(int(generator.integers(2**62))).get_state()
+
+    def act(self, frame: Frame) -> Chunk:
+        """A sampled chunk. torch samples from its global generator: it is lent our state and given back."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._sampling)
+            action, _ = self._model.predict(frame, deterministic=False)
+            self._sampling = torch.get_rng_state()
+        return np.asarray(action).reshape(self._space.shape or ()).astype(self._space.dtype)
+
+
+def _load_checkpoint(path: Path) -> Any:
+    """The model in a Stable-Baselines3 file; the algorithm follows from the settings it stored."""
+    import json
+    import zipfile
+
+    try:
+        import stable_baselines3 as sb3
+    except ImportError as error:
+        raise ImportError(
+            'a checkpoint policy needs Stable-Baselines3: pip install "kairos-env[sb3]"'
+        ) from error
+    try:
+        with zipfile.ZipFile(path) as archive:
+            settings = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no Stable-Baselines3 checkpoint: {error}") from error
+    telling = (
+        ("clip_range", sb3.PPO),
+        ("target_entropy", sb3.SAC),
+        ("exploration_fraction", sb3.DQN),
+        ("target_policy_noise", sb3.TD3),
+    )
+    for setting, algorithm in telling:
+        if setting in settings:
+            return algorithm.load(path, device="cpu")
+    return sb3.A2C.load(path, device="cpu")
+
+
+def _encoded_shape(space: spaces.Space[Any]) -> tuple[int, int]:
+    """K and D of a chunk space."""
+    return int((space.shape or (1,))[0]), action_size(space)
+
+
+def _split_number(text: str, separator: str) -> tuple[str, float | None]:
+    """`a:0.5` to ("a", 0.5); what follows the last separator counts only if it is a number."""
+    head, found, tail = text.rpartition(separator)
+    if not found or not head:
+        return text, None
+    try:
+        return head, float(tail)
+    except ValueError:
+        return text, None

@@ -1,0 +1,114 @@
+"""Batches for the stages: frames for the tokenizer, latent clips for the dynamics.
+
+Batch n of a stage is a function of (data, seed, stage, n), so a resumed run sees what an
+uninterrupted one would have seen, and every process of a distributed run sees the same batch and
+takes its own rows.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kairos_env.agents.data.cache import FrameStore, TrainingCache, open_cache
+from kairos_env.agents.data.clips import Batch, ClipConfig, Clips, select_episodes
+from kairos_env.agents.data.readers import join_datasets, open_dataset
+from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.world_model.tokenizer import Tokenizer
+
+ENCODE_BATCH = 256  # frames encoded at once
+
+
+class TrainingData:
+    """The datasets of a run, decoded once into a cache."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        datasets = [open_dataset(path) for path in config.data]
+        dataset = datasets[0] if len(datasets) == 1 else join_datasets(datasets)
+        folder = config.folder / "cache" if len(datasets) > 1 else None
+        self.cache: TrainingCache = open_cache(dataset, folder)
+        self.spec = self.cache.spec
+        self.config = config
+
+    def train_rows(self) -> NDArray[np.int64]:
+        """Row numbers of all frames of training episodes."""
+        chosen = select_episodes(
+            self.cache.identities, ClipConfig(validation_share=self.config.validation_share)
+        )
+        offsets = self.cache.offsets
+        return np.concatenate([np.arange(offsets[e], offsets[e + 1]) for e in chosen])
+
+    def some_frames(self, count: int) -> Tensor:
+        """An even sample of training frames, (N, H, W, 3) uint8."""
+        rows = self.train_rows()
+        chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+        return torch.from_numpy(self.cache.frames(chosen))
+
+    def clips(
+        self,
+        stage: StageConfig,
+        seed: int,
+        *,
+        frames: int,
+        latents: FrameStore | None = None,
+        split: str = "train",
+    ) -> Clips:
+        """Clips as a stage draws them."""
+        config = ClipConfig(
+            batch=stage.batch,
+            length=frames,
+            seed=seed,
+            split="train" if split == "train" else "validation",
+            validation_share=self.config.validation_share,
+            at_end=stage.at_end,
+            overhang=min(4, frames - 2),
+        )
+        stores = None if latents is None else {"latents": latents}
+        return Clips(self.cache, config, stores=stores, with_frames=latents is None)
+
+    def latents(self, tokenizer: Tokenizer) -> FrameStore:
+        """Every frame encoded, kept beside the frames under the tokenizer's own name."""
+        name = f"latents-{fingerprint(tokenizer)}"
+        if self.cache.has(name):
+            return self.cache.store(name)
+        config = tokenizer.config
+        shape = (config.latent_channels, *config.latent_size)
+        return self.cache.add(name, self._encoded(tokenizer), row_shape=shape)
+
+    def _encoded(self, tokenizer: Tokenizer) -> Iterator[NDArray[np.float16]]:
+        count = int(self.cache.offsets[-1])
+        for first in range(0, count, ENCODE_BATCH):
+            rows = np.arange(first, min(first + ENCODE_BATCH, count))
+            frames = torch.from_numpy(self.cache.frames(rows))[None].to(
+                tokenizer.latent_mean.device
+            )
+            with torch.no_grad():
+                yield tokenizer.encode(frames)[0].half().cpu().numpy()
+
+
+def batch_number(clips: Clips, number: int) -> Batch:
+    """Batch `number` of an endless stream of clips."""
+    clips.load_state_dict({"seed": clips.config.seed, "batches": number})
+    return next(clips)
+
+
+def as_tensors(batch: Batch, device: str, rows: slice = slice(None)) -> dict[str, Tensor]:
+    """What the loss reads, as tensors on a device."""
+    names = ("frames", "latents", "actions", "rewards", "terminated", "state", "valid")
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(batch[name][rows])).to(device)
+        for name in names
+        if name in batch
+    }
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A name for these weights: latents of another tokenizer must never be mixed up with its own."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

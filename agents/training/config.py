@@ -1,0 +1,137 @@
+"""A training run as one frozen value: data, model, stages.
+
+A run is a line of stages. Each stage says what is learned, from what clips, for how long. The file
+that a run keeps beside its checkpoints is this value as JSON.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from kairos_env.world_model.presets import SIZES
+
+Learned = Literal["tokenizer", "dynamics"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of a run."""
+
+    name: str
+    learns: Learned
+    share: float = 1.0
+    """Of the run's minutes, relative to the other stages."""
+    steps: int | None = None
+    """Updates; None takes as many as fit the stage's share of the minutes (measured at its start,
+    then fixed, so that a resumed run ends where an uninterrupted one does)."""
+    batch: int = 16
+    """Clips per update (for a tokenizer: frames)."""
+    micro_batch: int | None = None
+    """Clips worked on at once; gradients add up. None: the whole batch."""
+    frames: int = 12
+    """Frames per clip."""
+    learning_rate: float = 1.5e-3
+    warmup: int = 50
+    """Updates until the full learning rate; it then falls as a cosine."""
+    final_rate: float = 0.02
+    """What is left of the learning rate at the end."""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    """The weights that are kept are this slow average of the trained ones."""
+    rollout: float = 0.0
+    """Share of updates whose history is the model's own rollout: how drift is stopped."""
+    rollout_frames: int = 24
+    """Frames of those clips."""
+    at_end: float = 0.2
+    """Share of clips that show a termination."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"stage {self.name}: steps must be at least 1, got {self.steps}")
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
+            raise ValueError(
+                f"stage {self.name}: micro_batch must be in 1 .. batch = {self.batch}, "
+                f"got {self.micro_batch}"
+            )
+        for name in ("share", "learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"stage {self.name}: {name} must be positive, got {getattr(self, name)}"
+                )
+        for name in ("rollout", "ema", "at_end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(
+                    f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"
+                )
+
+
+WORLD_STAGES = (
+    StageConfig(
+        name="tokenizer",
+        learns="tokenizer",
+        share=0.15,
+        batch=64,
+        frames=2,
+        learning_rate=2e-3,
+        ema=0.99,
+    ),
+    StageConfig(name="dynamics", learns="dynamics", share=0.55),
+    StageConfig(name="rollout", learns="dynamics", share=0.30, rollout=0.7, learning_rate=5e-4),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    data: tuple[Path, ...]
+    """Dataset folders; several are joined."""
+    out: Path
+    """Folder of the finished world. Checkpoints and logs stand beside it in OUT.training."""
+    minutes: float = 60.0
+    """Wall-clock budget, shared by the stages that name no number of steps."""
+    size: str = "small"
+    """Size of the model, from `world_model/presets.py`."""
+    stages: tuple[StageConfig, ...] = WORLD_STAGES
+    name: str | None = None
+    """Name of the world; the folder's name when not given."""
+    description: str = ""
+    seed: int = 0
+    validation_share: float = 0.05
+    """Share of episodes that are never trained on."""
+    bfloat16: bool = True
+    """Compute in bfloat16 where that is safe (weights stay float32): 1.4 times faster on a CPU."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's choice."""
+    device: str = "cpu"
+    save_every: float = 3.0
+    """Minutes between checkpoints."""
+    validate_every: int = 500
+    """Updates between validation rollouts."""
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if not self.data:
+            raise ValueError("TrainConfig.data names no dataset: pass at least one folder")
+        if not self.stages:
+            raise ValueError("TrainConfig.stages is empty: name at least one stage")
+        if self.size not in SIZES:
+            raise ValueError(f"no size {self.size!r}; there are {', '.join(SIZES)}")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages need different names, got {names}")
+        if self.minutes <= 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints, logs and pictures go."""
+        return self.out.with_name(self.out.name + ".training")
+
+    def minutes_of(self, stage: StageConfig) -> float:
+        """A stage's part of the budget."""
+        shared = sum(other.share for other in self.stages if other.steps is None)
+        return self.minutes * stage.share / shared
