@@ -1,10 +1,12 @@
-"""Record episodes of a real environment: many processes, any mixture of policies, the same data however it is run.
+"""Record episodes of a real environment: the same data however many processes record them.
 
-Everything in an episode follows from (seed, number of the episode), never from which worker recorded it or from what
-was recorded before. So one worker or eight, in one go or killed and continued, the dataset is the same to the byte (on
-one machine with the same packages: MuJoCo and x264 promise no more).
+Everything in an episode follows from (seed, number of the episode), never from which worker
+recorded it or from what was recorded before. So one worker or eight, in one go or killed and
+continued, the dataset is the same to the byte (on one machine with the same packages: MuJoCo and
+x264 promise no more).
 
-    report = collect("KairosPush-v0", episodes=200, policies=["expert:0.6", "smooth:0.4"], out="data/push", workers=2)
+    report = collect("KairosPush-v0", episodes=200, policies=["expert:0.6", "smooth:0.4"],
+    out="data/push", workers=2)
 """
 
 import hashlib
@@ -111,7 +113,8 @@ def collect(
     """Record episodes into a dataset, or continue one.
 
     Args:
-        env: What `make_real` takes: "KairosPush-v0", any Gymnasium id, "metaworld/reach-v3", a world.
+        env: What `make_real` takes: "KairosPush-v0", any Gymnasium id, "metaworld/reach-v3", a
+            world.
         episodes: How many the dataset shall hold. More than it has: the missing ones are recorded.
         out: The dataset's folder.
         policies: Who acts, as `PolicySpec` or text such as "expert@0.3:0.25".
@@ -300,7 +303,7 @@ def record_episode(
 
 @dataclass(frozen=True)
 class _StepRows:
-    """What one env step adds to the dataset: a row for each of its F frames (fewer when it ended early)."""
+    """What one env step adds: a row for each of its F frames, fewer when it ended early."""
 
     frames: NDArray[np.uint8]  # (rows, H, W, 3)
     states: NDArray[np.float32]  # (rows, S)
@@ -312,7 +315,8 @@ def _rows_of_step(env: "RealEnv", chunk: NDArray[Any], info: Mapping[str, Any]) 
     per_frame = env.chunk // env.frames_per_chunk
     rows = -(-info["executed"] // per_frame)
     encoded = encode_actions(env.action_space, chunk).reshape(env.frames_per_chunk, per_frame, -1)
-    # Environments that tell the state at every frame do so as `states`; one frame a step needs only the last.
+    # Environments that tell the state at every frame do so as `states`; one frame a step needs
+    # only the last.
     states = (
         info["states"][:rows] if "states" in info else np.repeat(info["state"][None], rows, axis=0)
     )

@@ -24,7 +24,8 @@ INTERRUPTED = 130  # what a shell reports after ctrl-C
 class CollectOptions:
     """Record episodes of a real environment into a dataset (LeRobot v3.0 layout).
 
-    Stopped, killed or out of disk space: the same command continues. The same seed gives the same dataset.
+    Stopped, killed or out of disk space: the same command continues. The same seed gives the same
+    dataset.
     """
 
     env: tyro.conf.Positional[str]
@@ -34,8 +35,8 @@ class CollectOptions:
     episodes: int = 100
     """How many the dataset shall hold."""
     policy: tuple[str, ...] = ("random",)
-    """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, or the path of a Stable-Baselines3 checkpoint; NOISE is
-    the share of the time in which smooth noise acts instead."""
+    """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, or the path of a Stable-Baselines3
+    checkpoint; NOISE is the share of the time in which smooth noise acts instead."""
     workers: int = 1
     """Processes that record."""
     seed: int = 0
@@ -136,8 +137,9 @@ def _print(report: CollectReport) -> None:
         table.add_row(policy, str(episodes), _percent(success))
     console.print(table)
     console.print(
-        f"{report.episodes} episodes, {report.frames} frames; {_percent(report.terminated)} terminated, "
-        f"success {_percent(report.success)}, mean return {report.mean_return:.2f}"
+        f"{report.episodes} episodes, {report.frames} frames; "
+        f"{_percent(report.terminated)} terminated, success {_percent(report.success)}, "
+        f"mean return {report.mean_return:.2f}"
     )
     if report.new_episodes:
         console.print(

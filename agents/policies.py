@@ -1,7 +1,8 @@
-"""Who acts while data are collected: random, smooth noise, a scripted expert, a degraded one, a checkpoint.
+"""Who acts while data are collected: noise, scripted experts good and bad, checkpoints.
 
-All policies speak chunks: one call gives the K low-level actions of one env step. They are written in the encoded
-form that networks see (numbers in [-1, 1], or scores of discrete choices), so one policy serves every action space.
+All policies speak chunks: one call gives the K low-level actions of one env step. They are
+written in the encoded form that networks see (numbers in [-1, 1], or scores of discrete choices),
+so one policy serves every action space.
 
 Legend: K low-level actions per env step, D numbers per action.
 """
@@ -21,7 +22,8 @@ from kairos_env.spaces import action_size, decode_actions
 Frame = NDArray[np.uint8]
 Chunk = NDArray[Any]
 
-# A detour from the expert lasts this many env steps on average: long enough to end up somewhere new.
+# A detour from the expert lasts this many env steps on average: long enough to end up somewhere
+# new.
 DETOUR_STEPS = 4.0
 # Smooth noise forgets half of itself in about this many low-level actions.
 SMOOTH_HALF_LIFE = 8.0
@@ -29,7 +31,7 @@ SMOOTH_SPREAD = 0.7  # standard deviation of smooth noise before it is clipped t
 
 
 class Policy(Protocol):
-    """Something that acts. `begin` is called after each reset, with the episode's own randomness."""
+    """Something that acts. `begin` is called after each reset."""
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
         """Forget the last episode; draw from `generator` alone from now on."""
@@ -47,7 +49,7 @@ class PolicySpec:
     weight: float = 1.0
     """Its share of the episodes, relative to the other policies."""
     noise: float = 0.0
-    """Share of the time in which smooth noise acts instead, in bursts from which the policy recovers."""
+    """Share of the time in which smooth noise acts instead, in bursts."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -61,7 +63,7 @@ class PolicySpec:
 
     @classmethod
     def parse(cls, text: str) -> "PolicySpec":
-        """Read `NAME[@NOISE][:WEIGHT]`, for example `expert`, `expert@0.3:0.25` or `runs/ppo.zip:2`."""
+        """Read `NAME[@NOISE][:WEIGHT]`: `expert`, `expert@0.3:0.25`, `runs/ppo.zip:2`."""
         name, weight = _split_number(text, ":")
         name, noise = _split_number(name, "@")
         return cls(
@@ -79,7 +81,8 @@ class PolicySpec:
 def choose_policy(specs: Sequence[PolicySpec], episode: int, *, seed: int) -> PolicySpec:
     """The policy of an episode: a function of seed and episode number, not of who asks when.
 
-    Multiples of the golden ratio fill [0, 1) evenly, so every beginning of a dataset has the shares asked for.
+    Multiples of the golden ratio fill [0, 1) evenly, so every beginning of a dataset has the
+    shares asked for.
     """
     golden = (math.sqrt(5) - 1) / 2
     offset = float(np.random.default_rng([seed, 0]).random())
@@ -128,7 +131,7 @@ class RandomPolicy:
 
 
 class SmoothPolicy:
-    """Noise with memory (Ornstein-Uhlenbeck), which travels where independent noise trembles on the spot.
+    """Noise with memory (Ornstein-Uhlenbeck): it travels where other noise trembles on the spot.
 
     For discrete actions the scores wander, so a choice is held for a while.
     """
@@ -155,8 +158,9 @@ class SmoothPolicy:
 class ExpertPolicy:
     """The scripted expert of the task, looking at the simulator after every low-level action.
 
-    A chunk must be known before it is executed. Where the environment can be put back, the expert plays it through
-    and time is turned back; elsewhere its first action is held for the whole chunk.
+    A chunk must be known before it is executed. Where the environment can be put back, the expert
+    plays it through and time is turned back; elsewhere its first action is held for the whole
+    chunk.
     """
 
     def __init__(self, env: Env[Frame, Chunk]) -> None:
@@ -195,11 +199,12 @@ class ExpertPolicy:
         # Where time cannot be turned back, or the episode ends on the way: hold the last action.
         actions += [actions[-1]] * (self._env.chunk - len(actions))
         space = self._env.action_space
-        return np.stack(actions).reshape(space.shape or ()).astype(space.dtype)
+        return np.asarray(np.stack(actions).reshape(space.shape or ()), space.dtype)
 
     def _play(self, action: Chunk) -> list[Chunk]:
         """The actions after the first, played in the simulator itself."""
-        low_level, played = self._env.low_level, []
+        low_level = self._env.low_level
+        played: list[Chunk] = []
         while len(played) < self._env.chunk - 1:
             _, _, terminated, truncated, _ = low_level.step(action)
             if terminated or truncated:
@@ -210,7 +215,7 @@ class ExpertPolicy:
 
 
 class DetourPolicy:
-    """A policy that is led astray now and then, and finds back: failures, recoveries, states it never visits.
+    """A policy that is led astray now and then, and finds back: failures and recoveries.
 
     Args:
         policy: Who acts otherwise.
@@ -231,7 +236,8 @@ class DetourPolicy:
 
     def act(self, frame: Frame) -> Chunk:
         """The policy's chunk, or one of the detour's."""
-        # Two-state chain: leaving with chance `back` and entering with `out` spends `share` of the time astray.
+        # Two-state chain: leaving with chance `back` and entering with `out` spends `share` of
+        # the time astray.
         back = 1 / DETOUR_STEPS
         out = min(1.0, back * self._share / max(1 - self._share, 1e-9))
         turn = self._generator.random()
@@ -277,7 +283,7 @@ class CheckpointPolicy:
         self._sampling = torch.Generator().manual_seed(int(generator.integers(2**62))).get_state()
 
     def act(self, frame: Frame) -> Chunk:
-        """A sampled chunk. torch samples from its global generator: it is lent our state and given back."""
+        """A sampled chunk. torch draws from its global generator, which is lent our state."""
         import torch
 
         with torch.random.fork_rng(devices=[]):

@@ -1,9 +1,10 @@
 """Record episodes in several processes, and notice when one of them fails, dies or is told to stop.
 
-Processes are spawned, not forked: a fork with a live renderer hangs. Each has a pipe of its own, so a killed worker
-cannot leave a lock behind that the others wait for.
+Processes are spawned, not forked: a fork with a live renderer hangs. Each has a pipe of its own,
+so a killed worker cannot leave a lock behind that the others wait for.
 """
 
+import contextlib
 import multiprocessing
 import signal
 import traceback
@@ -139,17 +140,15 @@ def _work(recipe: Recipe, root: Path, pipe: Connection) -> None:
         pass  # the parent has finished, or is gone
     except Exception as error:
         failure = _Failed(str(error), traceback.format_exc(), isinstance(error, DiskFullError))
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             pipe.send(failure)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
     finally:
         if recorder is not None:
             recorder.close()
 
 
 def _one_thread() -> None:
-    """One worker a core is the whole parallelism; torch (a checkpoint's network) would take all cores."""
+    """One core a worker: torch (a checkpoint's network) would take them all."""
     import sys
 
     if "torch" in sys.modules:

@@ -1,4 +1,4 @@
-"""Datasets of episodes: written in the LeRobot v3.0 layout, read from five layouts, cut into training clips."""
+"""Datasets of episodes: written in the LeRobot v3.0 layout, read from several, cut into clips."""
 
 from kairos_env.agents.data.cache import DatasetRows, FrameStore, TrainingCache, open_cache
 from kairos_env.agents.data.clips import ClipConfig, Clips

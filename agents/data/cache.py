@@ -1,8 +1,8 @@
-"""Decoded frames in one file that is mapped into memory: what training reads many times, decoded once.
+"""Decoded frames in one file that is mapped into memory: read many times, decoded once.
 
-A cache is a folder of plain `.npy` arrays with one row a frame. Rows may be anything: pixels, or a tokenizer's
-latents as float16. It can be deleted at any time; `open_cache` makes it again when it is missing or when the
-dataset has changed.
+A cache is a folder of plain `.npy` arrays with one row a frame. Rows may be anything: pixels, or
+a tokenizer's latents as float16. It can be deleted at any time; `open_cache` makes it again when
+it is missing or when the dataset has changed.
 """
 
 import hashlib
@@ -20,6 +20,9 @@ from kairos_env.agents.data.files import BrokenDataError, read_json, replacing, 
 FORMAT = 1
 HEADER = "cache.json"  # written last: a folder without it is not a cache
 FRAMES = "frames"
+# numpy ships these without types
+_dtype_to_descr: Any = np.lib.format.dtype_to_descr
+_write_header: Any = np.lib.format.write_array_header_1_0
 
 
 class FrameStore:
@@ -51,13 +54,14 @@ class FrameStore:
         """Write rows as they come, in batches (n, *row_shape), and open the result."""
         kind, written = np.dtype(dtype), 0
         header = {
-            "descr": np.lib.format.dtype_to_descr(kind),
+            "descr": _dtype_to_descr(kind),
             "fortran_order": False,
             "shape": (num_rows, *row_shape),
         }
-        # Written, not mapped: on a full disk a write raises, where a mapped page would end the process.
+        # Written, not mapped: on a full disk a write raises, where a mapped page would end the
+        # process.
         with replacing(path) as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            _write_header(file, header)
             for batch in batches:
                 if batch.shape[1:] != tuple(row_shape):
                     raise ValueError(
@@ -114,7 +118,7 @@ class TrainingCache:
 
     def frames(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Frames by row number, any shape of them: (...,) to (..., H, W, 3)."""
-        return self._frames[rows]
+        return np.asarray(self._frames[rows], np.uint8)
 
     def store(self, name: str) -> FrameStore:
         """An array of the cache, by name."""
@@ -143,7 +147,7 @@ class TrainingCache:
 
 
 class DatasetRows:
-    """The face of a `TrainingCache` without one: tables in memory, frames decoded from video at every read."""
+    """The face of a `TrainingCache` without one: frames are decoded at every read."""
 
     motion: None = None  # unknown without decoding everything
 
@@ -160,7 +164,8 @@ class DatasetRows:
         """Frames by row number; each line of `rows` (..., T) must stay within one episode."""
         lines = rows.reshape(-1, rows.shape[-1])
         clips = [self._clip(line) for line in lines]
-        return np.stack(clips).reshape(*rows.shape, *clips[0].shape[1:])
+        shape = (*rows.shape, *clips[0].shape[1:])
+        return np.asarray(np.stack(clips).reshape(shape))
 
     def _clip(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         episode = int(np.searchsorted(self.offsets, rows[0], side="right")) - 1
@@ -239,7 +244,7 @@ def _build(dataset: Dataset, folder: Path, on_episode: Callable[[int], None]) ->
 
 
 def _tables(dataset: Dataset) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """All columns but pixels, one row a frame; the last row of an episode has no transition and holds zeros."""
+    """All columns but pixels, a row a frame; an episode's last row has no transition: zeros."""
     episodes = [dataset.table(index) for index in range(len(dataset))]
     columns: dict[str, NDArray[Any]] = {}
     for name in ("actions", "rewards", "terminated"):

@@ -1,11 +1,14 @@
-"""Clips for training: a few frames and what happened between them, drawn so that rare moments are not rare.
+"""Clips for training, drawn so that rare moments are not rare.
 
-Most frames of an episode look alike, and one in a hundred ends it. A model trained on evenly drawn clips never
-learns to end an episode. So some clips are drawn at an end, some where much moves, some at the start.
+Most frames of an episode look alike, and one in a hundred ends it. A model trained on evenly
+drawn clips never learns to end an episode. So some clips are drawn at an end, some where much
+moves, some at the start.
 
-Every batch is a function of (rows, config, number of the batch): resuming needs that number and nothing else.
+Every batch is a function of (rows, config, number of the batch): resuming needs that number and
+nothing else.
 
-Legend: B clips, T frames, A actions per frame, D numbers per action, S state, E episodes, L length of an episode.
+Legend: B clips, T frames, A actions per frame, D numbers per action, S state,
+E episodes, L length of an episode.
 """
 
 import hashlib
@@ -44,7 +47,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """How clips are drawn. Shares are of the clips in a batch, in expectation; the rest is drawn evenly."""
+    """How clips are drawn. Shares are of the clips in a batch; the rest is drawn evenly."""
 
     batch: int = 32
     """B; clips in a batch."""
@@ -55,7 +58,7 @@ class ClipConfig:
     split: Literal["train", "validation", "all"] = "train"
     """Which episodes to draw from."""
     validation_share: float = 0.1
-    """Share of episodes held out, chosen by a hash of their reset seed: adding episodes moves none."""
+    """Share of episodes held out, by a hash of their reset seed: adding episodes moves none."""
     at_start: float = 0.15
     """Share of clips that begin with the first frame of an episode."""
     at_end: float = 0.2
@@ -63,7 +66,7 @@ class ClipConfig:
     in_motion: float = 0.3
     """Share of clips around a frame drawn with a chance proportional to how much moves."""
     length_power: float = 0.5
-    """Chance of an episode in even draws: its length to this power (0: episodes alike, 1: frames alike)."""
+    """Chance of an episode in even draws: its length to this power (1: all frames alike)."""
     overhang: int = 4
     """A clip at an end may reach this many frames beyond it, so that an end is not always last."""
 
@@ -75,7 +78,7 @@ class ClipConfig:
         shares = (self.at_start, self.at_end, self.in_motion)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(
-                f"at_start, at_end and in_motion must be shares that add up to at most 1, got {shares}"
+                f"at_start, at_end and in_motion must be shares of at most 1 in all, got {shares}"
             )
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share must be in [0, 1), got {self.validation_share}")
@@ -86,15 +89,17 @@ class ClipConfig:
 class Clips:
     """An endless stream of batches.
 
-    A batch is a dictionary: `frames` (B, T, H, W, 3) uint8, `actions` (B, T-1, A, D) where actions[:, t] lead from
-    frame t to frame t+1, `rewards` and `terminated` (B, T-1), `state` (B, T, S), `valid` (B, T), `episode` (B,)
-    and `start` (B,). Beyond the end of an episode the last frame repeats, actions and rewards are zero and
-    `valid` is False; transition t is real where valid[:, t + 1].
+    A batch is a dictionary: `frames` (B, T, H, W, 3) uint8, `actions` (B, T-1, A, D) where
+    actions[:, t] lead from frame t to frame t+1, `rewards` and `terminated` (B, T-1), `state`
+    (B, T, S), `valid` (B, T), `episode` (B,) and `start` (B,). Beyond the end of an episode the
+    last frame repeats, actions and rewards are zero and `valid` is False; transition t is real
+    where valid[:, t + 1].
 
     Args:
         rows: A `TrainingCache` or `DatasetRows`.
         config: How to draw.
-        stores: More arrays with one row a frame (such as latents), by the name they get in the batch.
+        stores: More arrays with one row a frame (such as latents), by the name they get in the
+            batch.
         with_frames: Leave out `frames` when False, for example when latents are read instead.
     """
 
@@ -134,7 +139,7 @@ class Clips:
         return self.cut(*self._draw(generator))
 
     def cut(self, episode: NDArray[np.int64], start: NDArray[np.int64]) -> Batch:
-        """The clips that begin at frame `start` (B,) of the `episode` (B,), numbered as in `self.episodes`."""
+        """The clips that begin at frame `start` of `self.episodes[episode]`, both (B,)."""
         length = self._length[episode][:, None]
         local = start[:, None] + np.arange(self.config.length)
         rows = self._first[episode][:, None] + np.minimum(local, length - 1)  # (B, T)
@@ -164,14 +169,15 @@ class Clips:
         """Go on where `state_dict` was taken."""
         if state["seed"] != self.config.seed:
             raise ValueError(
-                f"the state belongs to seed {state['seed']}, these clips have seed {self.config.seed}"
+                f"the state is of seed {state['seed']}, these clips have seed {self.config.seed}"
             )
         self._batches = int(state["batches"])
 
     def _draw(self, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episode and first frame of each clip."""
         config, count = self.config, self.config.batch
-        # Drawn for every clip, whatever its kind: the numbers one kind uses never shift those of another.
+        # Drawn for every clip, whatever its kind: the numbers one kind uses never shift those of
+        # another.
         kind, place, fine, shift = generator.random((4, count))
         episode = np.searchsorted(self._even, place, side="right")
         latest = np.maximum(self._length[episode] - config.length, 0)
@@ -209,7 +215,8 @@ class Clips:
         motion = self._rows.motion[self._first[episodes] + frames].astype(np.float64)
         if not motion.any():
             return None
-        # A cut or a teleport moves more than anything that can be learned; it shall not fill the batch.
+        # A cut or a teleport moves more than anything that can be learned; it shall not fill the
+        # batch.
         motion = np.minimum(motion, np.quantile(motion[motion > 0], 0.95))
         return _cumulative(motion), episodes, frames
 

@@ -1,6 +1,6 @@
 """The face that every dataset shows, whatever layout it has on disk.
 
-Legend: N frames in all, T frames of one episode, H W pixels, A actions per frame, D numbers per action, S state.
+Legend: T frames of an episode, H W pixels, A actions per frame, D numbers per action, S state.
 """
 
 from abc import ABC, abstractmethod
@@ -64,7 +64,7 @@ class Dataset(ABC):
         return with_frames(self.table(index), self.frames(index))
 
     def identity(self, index: int) -> str:
-        """A name of the episode that does not change when others are added: decides train or validation."""
+        """A name that stays when episodes are added: decides between train and validation."""
         return str(index)
 
     @abstractmethod

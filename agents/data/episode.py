@@ -1,9 +1,10 @@
 """One episode as arrays: what a collector hands to the writer and what every reader gives back.
 
-Legend: T frames, H W pixels, A actions per frame, D numbers per action, S numbers of simulator state.
+Legend: T frames, H W pixels, A actions per frame, D numbers per action, S numbers of state.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """T frames and the T-1 transitions between them; the frame after the last action is included."""
+    """T frames and the T-1 transitions between them; the last frame is the one after the end."""
 
     frames: NDArray[np.uint8]  # (T, H, W, 3)
     actions: NDArray[
@@ -34,7 +35,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         length = len(self.frames)
-        expected = {
+        expected: dict[str, tuple[NDArray[Any], type, tuple[int | None, ...]]] = {
             "frames": (self.frames, np.uint8, (length, None, None, 3)),
             "actions": (self.actions, np.float32, (length - 1, None, None)),
             "rewards": (self.rewards, np.float32, (length - 1,)),
@@ -53,8 +54,8 @@ class Episode:
             ):
                 wanted = ", ".join("any" if size is None else str(size) for size in shape)
                 raise ValueError(
-                    f"an episode of {length} frames needs {name} as {np.dtype(dtype).name} ({wanted}), "
-                    f"got {array.dtype.name} {array.shape}"
+                    f"an episode of {length} frames needs {name} as "
+                    f"{np.dtype(dtype).name} ({wanted}), got {array.dtype.name} {array.shape}"
                 )
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Files that are either the old one or the new one, never half of each.
 
-Everything a dataset holds is written beside its final name and renamed. A kill at any moment leaves a stray
-`*.partial` file that the next run overwrites; a full disk raises and removes it.
+Everything a dataset holds is written beside its final name and renamed. A kill at any moment
+leaves a stray `*.partial` file that the next run overwrites; a full disk raises and removes it.
 """
 
 import errno
@@ -22,7 +22,7 @@ class DiskFullError(OSError):
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a file beside `path`; it takes the name `path` only when the block ends without an error.
+    """Open a file beside `path`; it takes that name only when the block ends without an error.
 
     Args:
         path: The name the file will have.
@@ -72,4 +72,4 @@ def read_json(path: Path) -> Any:
 
 
 class BrokenDataError(ValueError):
-    """A file of a dataset is missing, truncated or says something impossible; the message names it."""
+    """A file is missing, truncated or says something impossible; the message names it."""

@@ -1,15 +1,18 @@
 """Names, paths and columns of a dataset on disk: LeRobot's v3.0 layout and what we add to it.
 
-    meta/info.json                              schema, frame rate, path templates; `kairos` holds our provenance
-    meta/stats.json                             mean, std, min, max of every feature
-    meta/tasks.parquet                          what the episodes were asked to do
-    meta/episodes/chunk-000/file-000.parquet    one row an episode: where its rows and its video are
-    meta/starts/chunk-000/file-000.parquet      (ours) simulator snapshot at the start of each episode
-    data/chunk-000/file-000.parquet             one row a frame
-    videos/observation.images.main/chunk-000/file-000.mp4
+    meta/info.json              schema, frame rate, path templates; `kairos`: our provenance
+    meta/stats.json             mean, std, min, max of every feature
+    meta/tasks.parquet          what the episodes were asked to do
+    meta/episodes/FILE.parquet  one row an episode: where its rows and its video are
+    meta/starts/FILE.parquet    (ours) the simulator's snapshot at the start of each episode
+    data/FILE.parquet           one row a frame
+    videos/observation.images.main/FILE.mp4
 
-An episode of T frames has T rows. `action` is what follows the frame, so the last row has none: it is marked
-`is_last` and its action, reward and flags are zeros. Readers that know nothing of this see one dummy action.
+with FILE = chunk-000/file-000, chunk-000/file-001, ...
+
+An episode of T frames has T rows. `action` is what follows the frame, so the last row has none:
+it is marked `is_last` and its action, reward and flags are zeros. Readers that know nothing of
+this see one dummy action.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Read HDF5 recordings: Minari (Farama) and robomimic, whose layout LIBERO and robosuite share.
 
-Each layout is one function that finds an episode's arrays; one class reads them. Actions are given as they were
-recorded, discrete ones as one-hot vectors.
+Each layout is one function that finds an episode's arrays; one class reads them. Actions are
+given as they were recorded, discrete ones as one-hot vectors.
 """
 
 import hashlib
@@ -151,14 +151,15 @@ class Hdf5Dataset(Dataset):
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def _read_actions(self, recording: _Recording) -> NDArray[np.float32]:
-        actions = np.asarray(recording.actions[:])
-        if self._contents.choices:
-            return np.eye(self._contents.choices, dtype=np.float32)[actions.astype(int).reshape(-1)]
-        return actions.reshape(len(actions), -1).astype(np.float32)
+        actions: NDArray[Any] = np.asarray(recording.actions[:])
+        choices = self._contents.choices
+        if choices:
+            actions = np.eye(choices)[actions.astype(int).reshape(-1)]
+        return np.asarray(actions.reshape(len(actions), -1), np.float32)
 
     def _read_state(self, recording: _Recording, length: int) -> NDArray[np.float32]:
         parts = [_rows(parts, 0, length).reshape(length, -1) for parts in recording.vectors]
-        return np.concatenate([np.zeros((length, 0)), *parts], axis=1).astype(np.float32)
+        return np.asarray(np.concatenate([np.zeros((length, 0)), *parts], axis=1), np.float32)
 
     def _broken(self, index: int, problem: Exception | str) -> BrokenDataError:
         name = self._contents.recordings[index].name
@@ -218,7 +219,7 @@ def _minari(file: Any, path: Path, camera: str | None) -> _Contents:
 
 
 def _robomimic(file: Any, path: Path, camera: str | None) -> _Contents:
-    """robomimic: data/demo_N with T observations and T actions, often T next observations as well."""
+    """robomimic: data/demo_N with T observations, T actions and often T next observations."""
     data = file["data"]
     names = sorted((n for n in data if n.startswith("demo")), key=_number_in)
     env = _parsed(data.attrs.get("env_args"))
@@ -248,7 +249,8 @@ def _robomimic(file: Any, path: Path, camera: str | None) -> _Contents:
         layout="libero" if is_libero else "robomimic",
         recordings=recordings,
         fps=float(env.get("env_kwargs", {}).get("control_freq", 0.0)),
-        # robosuite renders from the bottom up; robomimic turns pictures over, LIBERO stores them as they come
+        # robosuite renders from the bottom up; robomimic turns pictures over, LIBERO stores them
+        # as they come
         upside_down=is_libero,
         provenance={"env_args": env} | ({"problem_info": problem} if problem else {}),
     )
@@ -263,7 +265,7 @@ def _with_next(group: Any, name: str) -> list[Any]:
 
 
 def _observations(group: Any) -> tuple[list[str], list[str]]:
-    """Names of the pictures and of the numeric vectors below a group, or "" for the group itself."""
+    """Names of the pictures and of the vectors below a group; "" is the group itself."""
     pictures, vectors = [], []
     for name, array in _arrays(group):
         is_picture = (

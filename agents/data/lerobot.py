@@ -1,9 +1,9 @@
 """Read LeRobot folders: v3.0 (ours and others') and v2.x.
 
-v3.0 keeps many episodes in a file and finds them through `meta/episodes`; v2.x has one data file and one video an
-episode. Rows without an `is_last` column follow the usual convention: T rows, each with the action that follows it,
-so the frame behind the last action was never recorded. That action is dropped; its reward and its end count with
-the last transition that has both frames.
+v3.0 keeps many episodes in a file and finds them through `meta/episodes`; v2.x has one data file
+and one video an episode. Rows without an `is_last` column follow the usual convention: T rows,
+each with the action that follows it, so the frame behind the last action was never recorded. That
+action is dropped; its reward and its end count with the last transition that has both frames.
 """
 
 import hashlib
@@ -143,7 +143,7 @@ class LeRobotDataset(Dataset):
         return replace(super().episode(index), start=self.start(index))
 
     def identity(self, index: int) -> str:
-        """The reset seed where there is one: the same start never serves both training and validation."""
+        """The reset seed where there is one: a start serves training or validation, never both."""
         seed = self._places[index].row.get("kairos/seed")
         return str(index) if seed is None else f"seed {seed}"
 
@@ -223,11 +223,12 @@ class LeRobotDataset(Dataset):
         if version.startswith("v2."):
             return self._find_in_lines()
         raise BrokenDataError(
-            f"{self._root / fmt.INFO}: codebase_version is {version!r}; this reader knows v2.x and v3.x"
+            f"{self._root / fmt.INFO}: codebase_version is {version!r}, expected v2.x or v3.x"
         )
 
     def _find_in_tables(self) -> list[_Place]:
-        total, rows = int(self._info["total_episodes"]), []
+        total = int(self._info["total_episodes"])
+        rows: list[dict[str, Any]] = []
         for path in sorted((self._root / "meta/episodes").glob("*/*.parquet")):
             if (
                 len(rows) >= total

@@ -24,15 +24,16 @@ def open_dataset(
 ) -> Dataset:
     """Open a dataset, whichever of the known layouts it has.
 
-    Known are: our own and other LeRobot v3.0 folders, LeRobot v2.x folders, Minari datasets, robomimic / LIBERO HDF5
-    files (or a folder of them), folders of videos.
+    Known are: our own and other LeRobot v3.0 folders, LeRobot v2.x folders, Minari datasets,
+    robomimic / LIBERO HDF5 files (or a folder of them), folders of videos.
 
     Args:
         path: A folder or file; several are joined into one dataset.
         camera: Which camera, by name; the first when not given.
         frame_size: Scale frames to this height and width (one number: square).
         group: Take this many low-level rows as one: one frame, their actions as a chunk.
-        scale_actions: Map actions to [-1, 1] by their range in the dataset. Ours are scaled already.
+        scale_actions: Map actions to [-1, 1] by their range in the dataset. Ours are scaled
+            already.
         fps: Frames a second, where the files do not say.
 
     Raises:
@@ -75,7 +76,7 @@ def _open(
     if any(p.suffix.lower() in VIDEO_SUFFIXES for p in path.iterdir()):
         return VideoFolder(path, frame_size=size)
     raise ValueError(
-        f"{path} is no dataset that can be read: expected {INFO} (LeRobot), data/main_data.hdf5 (Minari), "
-        "*.hdf5 (robomimic, LIBERO) or videos. An interrupted collection that wrote no file yet has none of them: "
-        "run the same `kairos collect` again"
+        f"{path} is no dataset that can be read: expected {INFO} (LeRobot), data/main_data.hdf5 "
+        "(Minari), *.hdf5 (robomimic, LIBERO) or videos. A collection that was interrupted early "
+        "has none of them: run the same `kairos collect` again"
     )

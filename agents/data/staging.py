@@ -1,7 +1,8 @@
-"""Episodes that are recorded but not yet part of a dataset: one file each, in any order, from any process.
+"""Episodes that are recorded but not yet part of a dataset: one file each, in any order.
 
-Many episodes share the dataset's files, and the number of an episode's first row depends on all episodes before
-it. So a worker leaves a finished episode here, with its video already encoded, and the writer joins them in order.
+Many episodes share the dataset's files, and the number of an episode's first row depends on all
+episodes before it. So a worker leaves a finished episode here, with its video already encoded,
+and the writer joins them in order.
 """
 
 import io
@@ -22,6 +23,7 @@ from kairos_env.agents.data.files import PARTIAL, BrokenDataError, replacing
 from kairos_env.agents.data.stats import Stats, describe, describe_frames
 from kairos_env.agents.data.video import encode
 
+write_npy: Any = np.lib.format.write_array  # numpy ships it without types
 FOLDER = ".unfinished"
 _NAME = re.compile(r"episode-(\d{6,})\.npz")
 _START = "start/"  # prefix of the snapshot's arrays
@@ -86,7 +88,7 @@ def prepare(episode: Episode, layout: fmt.Layout) -> StagedEpisode:
 
 
 def stage(root: Path, index: int, episode: Episode, layout: fmt.Layout) -> None:
-    """Leave an episode for the writer of the dataset at `root`; atomic, so a kill leaves nothing half."""
+    """Leave an episode for the writer of the dataset at `root`, whole or not at all."""
     staged = prepare(episode, layout)
     arrays: dict[str, NDArray[Any]] = {
         "video": np.frombuffer(staged.video, np.uint8),
@@ -145,11 +147,12 @@ def staged_path(root: Path, index: int) -> Path:
 def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Named arrays as the bytes of an npz file; the same arrays give the same bytes."""
     buffer = io.BytesIO()
-    # By hand rather than with numpy.savez, whose argument `file` would clash with an array of that name.
+    # By hand rather than with numpy.savez, whose argument `file` would clash with an array of
+    # that name.
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                write_npy(file, np.asanyarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -160,11 +163,12 @@ def unpack_arrays(content: bytes) -> dict[str, NDArray[Any]]:
 
 
 def _check_sizes(episode: Episode, layout: fmt.Layout) -> None:
+    actions = (layout.actions_per_frame, layout.action_size)
     for name, got, expected in (
         ("frame size", episode.frames.shape[1:3], layout.frame_size),
-        ("actions per frame and action size", episode.actions.shape[1:], (layout.actions_per_frame, layout.action_size)),
+        ("actions per frame and action size", episode.actions.shape[1:], actions),
         ("state size", episode.state.shape[1:], (layout.state_size,)),
-    ):  # fmt: skip
+    ):
         if tuple(got) != tuple(expected):
             raise ValueError(
                 f"{name}: this dataset holds {tuple(expected)}, the episode has {tuple(got)}; "

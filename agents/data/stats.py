@@ -1,4 +1,4 @@
-"""Mean, standard deviation, minimum and maximum of what a dataset holds, per episode and pooled exactly."""
+"""Mean, standard deviation, minimum and maximum, per episode and pooled exactly."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ Stats = dict[str, NDArray[Any]]  # "min", "max", "mean", "std" and, as a vector 
 
 
 def describe(values: NDArray[Any]) -> Stats:
-    """Statistics of rows (n, ...) along the first axis; a column of scalars counts as vectors of one."""
+    """Statistics of rows (n, ...) along the first axis; scalars count as vectors of one."""
     rows = values.reshape(len(values), -1).astype(np.float64)
     return {
         "min": rows.min(axis=0),

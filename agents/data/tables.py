@@ -33,7 +33,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
             absent = sorted(set(columns) - set(file.schema_arrow.names))
             if absent:
                 raise BrokenDataError(
-                    f"{path} has no column {', '.join(absent)}; it has {', '.join(file.schema_arrow.names)}"
+                    f"{path} has no column {', '.join(absent)}; "
+                    f"it has {', '.join(file.schema_arrow.names)}"
                 )
         return file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
@@ -95,7 +96,7 @@ def row_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def task_table(tasks: Sequence[str]) -> Any:
-    """The tasks as pandas writes them: the text is the index of the frame, `task_index` its column."""
+    """The tasks as pandas writes them: the text is the index, `task_index` the column."""
     import pyarrow as pa
 
     index = "__index_level_0__"

@@ -1,8 +1,8 @@
-"""Frames to H.264 and back: exact frame numbers, closed groups of 8, all in one thread so that bytes repeat.
+"""Frames to H.264 and back: exact frame numbers, closed groups of 8, bytes that repeat.
 
-Small pictures suffer from the usual settings: at 64 pixels chroma subsampling alone costs 10 dB, so colour is kept
-at full resolution. No B-frames: every packet is shown when it is decoded, and videos of single episodes can be
-joined into one file without encoding again.
+Small pictures suffer from the usual settings: at 64 pixels chroma subsampling alone costs 10 dB,
+so colour is kept at full resolution. No B-frames: every packet is shown when it is decoded, and
+videos of single episodes can be joined into one file without encoding again.
 """
 
 import io
@@ -55,7 +55,7 @@ def encode(frames: NDArray[np.uint8], *, fps: float, codec: Codec = "lossless") 
 
 
 def join(videos: Sequence[bytes], file: BinaryIO, *, fps: float) -> list[int]:
-    """Append MP4s made by `encode` into one, packet by packet; returns the frame number at which each begins."""
+    """Join MP4s made by `encode`, packet by packet; returns the frame at which each begins."""
     import av
 
     starts, shown = [], 0
@@ -63,7 +63,7 @@ def join(videos: Sequence[bytes], file: BinaryIO, *, fps: float) -> list[int]:
         stream: Any = None
         for video in videos:
             starts.append(shown)
-            with av.open(io.BytesIO(video)) as source:
+            with av.open(io.BytesIO(video), "r") as source:
                 if stream is None:
                     stream = output.add_stream_from_template(source.streams.video[0])
                     stream.time_base = 1 / frame_rate(fps)
@@ -82,8 +82,8 @@ def join(videos: Sequence[bytes], file: BinaryIO, *, fps: float) -> list[int]:
 class VideoReader:
     """Random access to the frames of one file, by number.
 
-    Conversion to RGB goes through one `VideoReformatter` that is kept: building it anew for every frame is what
-    makes `frame.to_ndarray("rgb24")` three times slower at 64 pixels.
+    Conversion to RGB goes through one `VideoReformatter` that is kept: building it anew for every
+    frame is what makes `frame.to_ndarray("rgb24")` three times slower at 64 pixels.
     """
 
     def __init__(self, path: Path, *, size: tuple[int, int] | None = None) -> None:
@@ -207,7 +207,7 @@ def _open(path: Path) -> Any:
 
 
 def resize(frames: Iterable[NDArray[np.uint8]], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Frames of any size to (T, height, width, 3), averaging over the area that a new pixel covers."""
+    """Frames to (T, height, width, 3), averaging over the area that a new pixel covers."""
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -223,7 +223,7 @@ def resize(frames: Iterable[NDArray[np.uint8]], size: tuple[int, int]) -> NDArra
         ).to_ndarray()
         for frame in frames
     ]
-    return np.stack(images).astype(np.uint8, copy=False)
+    return np.asarray(np.stack(images), np.uint8)
 
 
 def decode_images(
@@ -232,11 +232,12 @@ def decode_images(
     """Pictures given as PNG or JPEG files to (n, H, W, 3)."""
     import av
 
-    images = []
+    images: list[NDArray[np.uint8]] = []
     for number, content in enumerate(pictures):
         try:
-            with av.open(io.BytesIO(content)) as container:
-                images.append(next(container.decode(video=0)).to_ndarray(format="rgb24"))
+            with av.open(io.BytesIO(content), "r") as container:
+                image: Any = next(container.decode(video=0)).to_ndarray(format="rgb24")
+                images.append(image)
         except (av.FFmpegError, StopIteration, TypeError) as error:
             raise BrokenDataError(f"picture {number} cannot be decoded: {error}") from error
-    return resize(images, size) if size else np.stack(images).astype(np.uint8, copy=False)
+    return resize(images, size) if size else np.asarray(np.stack(images), np.uint8)

@@ -22,7 +22,7 @@ _NAMES = ("action", "actions")
 
 
 class VideoFolder(Dataset):
-    """Videos of one size in a folder; action-free (`spec.action_size == 0`) when no actions lie beside them.
+    """Videos of one size in a folder; without actions beside them `spec.action_size` is 0.
 
     Actions of a video with T frames are (T-1, D) or (T-1, A, D); of T rows the last one is ignored.
 
@@ -64,8 +64,8 @@ class VideoFolder(Dataset):
             actions = np.zeros((steps, spec.actions_per_frame, 0), np.float32)
         if actions.shape[1:] != (spec.actions_per_frame, spec.action_size):
             raise BrokenDataError(
-                f"episode {index}: the actions of {video} are {actions.shape[1:]} a frame, those of "
-                f"{self._videos[0].name} {(spec.actions_per_frame, spec.action_size)}"
+                f"episode {index}: the actions of {video} are {actions.shape[1:]} a frame, "
+                f"those of {self._videos[0].name} {(spec.actions_per_frame, spec.action_size)}"
             )
         if len(actions) not in (steps, length):
             raise BrokenDataError(
@@ -121,7 +121,7 @@ def _load_actions(video: Path) -> NDArray[np.float32] | None:
             shaped = actions[:, None] if actions.ndim == 2 else actions
             if shaped.ndim != 3:
                 raise BrokenDataError(
-                    f"{path}: expected actions of shape (T-1, D) or (T-1, A, D), found {actions.shape}"
+                    f"{path}: expected actions (T-1, D) or (T-1, A, D), found {actions.shape}"
                 )
             return shaped.astype(np.float32)
     return None

@@ -1,4 +1,4 @@
-"""Datasets made from datasets: rows grouped into chunks, actions scaled, several joined into one."""
+"""Datasets made from datasets: rows grouped, actions scaled, several joined into one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +11,11 @@ from kairos_env.agents.data.episode import Episode
 
 
 class GroupedDataset(Dataset):
-    """Every `group` low-level rows become one: their last frame, their actions in a row, the sum of their rewards.
+    """Every `group` rows become one: last frame, all actions, the sum of the rewards.
 
-    A group that an episode cuts short is kept when the episode terminated in it, as an environment's chunk ends
-    early; its missing actions repeat the last one. Otherwise it is dropped: it would show too little motion.
+    A group that an episode cuts short is kept when the episode terminated in it, as an
+    environment's chunk ends early; its missing actions repeat the last one. Otherwise it is
+    dropped: it would show too little motion.
     """
 
     def __init__(self, dataset: Dataset, group: int) -> None:
@@ -42,7 +43,8 @@ class GroupedDataset(Dataset):
     def table(self, index: int) -> Episode:
         """Episode `index` with everything but pixels."""
         episode, rows = self._dataset.table(index), self._kept[index]
-        # transition n of a group of g: rows[n] + 0 ... rows[n] + g-1, short of the end of a cut group
+        # transition n of a group of g: rows[n] + 0 ... rows[n] + g-1, short of the end of a cut
+        # group
         steps = rows[:-1, None] + np.arange(self._group)
         real = steps < rows[1:, None]
         steps = np.minimum(steps, rows[1:, None] - 1)
@@ -62,7 +64,8 @@ class GroupedDataset(Dataset):
         rows = self._kept[index][start:stop]
         if not len(rows):
             return self._dataset.frames(index, 0, 0)
-        return self._dataset.frames(index, int(rows[0]), int(rows[-1]) + 1)[rows - rows[0]]
+        every = self._dataset.frames(index, int(rows[0]), int(rows[-1]) + 1)
+        return np.asarray(every[rows - rows[0]])
 
     def identity(self, index: int) -> str:
         """That of the episode it was made from."""
@@ -74,10 +77,10 @@ class GroupedDataset(Dataset):
 
 
 class ScaledDataset(Dataset):
-    """Actions mapped to [-1, 1] by the smallest and largest value of each axis in the whole dataset.
+    """Actions mapped to [-1, 1] by the smallest and largest value of each axis.
 
-    Our own recordings are scaled by the action space already. `spec.provenance["action_range"]` keeps what is
-    needed to map back.
+    Our own recordings are scaled by the action space already. `spec.provenance["action_range"]`
+    keeps what is needed to map back.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -115,7 +118,7 @@ class ScaledDataset(Dataset):
 
 
 class JoinedDataset(Dataset):
-    """Several datasets as one, for example the first collection and what a better policy recorded later."""
+    """Several datasets as one, for example what better and better policies recorded."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         if not datasets:

@@ -1,8 +1,9 @@
-"""Write a dataset in the LeRobot v3.0 layout, file by file, so that what is finished stays finished.
+"""Write a dataset in the LeRobot v3.0 layout, file by file: what is finished stays finished.
 
-Episodes arrive staged, in any order (see staging.py). Whenever the next `episodes_per_file` of them are there, they
-become one video file and one data file, and `meta/info.json` is replaced last: it says how many episodes count,
-so a folder is a valid dataset at every moment, and a kill costs only the episodes that were being recorded.
+Episodes arrive staged, in any order (see staging.py). Whenever the next `episodes_per_file` of
+them are there, they become one video file and one data file, and `meta/info.json` is replaced
+last: it says how many episodes count, so a folder is a valid dataset at every moment, and a kill
+costs only the episodes that were being recorded.
 """
 
 import contextlib
@@ -100,7 +101,8 @@ class DatasetWriter:
         """Turn staged episodes into files as far as they follow on without a gap.
 
         Args:
-            episodes: How many there will be in the end; the last file may hold fewer than the others.
+            episodes: How many there will be in the end; the last file may hold fewer than the
+                others.
         """
         staged = staged_indices(self.root)
         while self.num_episodes < episodes:
@@ -110,7 +112,7 @@ class DatasetWriter:
             self._write_file(stop)
 
     def _write_file(self, stop: int) -> None:
-        """Episodes up to `stop` become the next file of each kind; info.json, replaced last, makes them count."""
+        """Episodes up to `stop` become the next file of each kind; info.json comes last."""
         first = self.num_episodes
         number = 1 + self._rows[-1]["data_file"] if self._rows else 0
         staged = [load_staged(self.root, index) for index in range(first, stop)]
@@ -244,7 +246,8 @@ class DatasetWriter:
         different = [
             f"{name} was {found.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted(wanted.keys() | found.keys())
-            # Another version of a package is no reason to refuse; what was used first stays on record.
+            # Another version of a package is no reason to refuse; what was used first stays on
+            # record.
             if name != "packages" and wanted.get(name) != found.get(name)
         ]
         if different:
