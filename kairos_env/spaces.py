@@ -53,7 +53,8 @@ def encode_actions(space: ActionSpace, chunk: ArrayLike) -> NDArray[np.float32]:
         chunk: Actions (..., K, D) for a Box, whole numbers (..., K) for a discrete space.
 
     Returns:
-        float32 (..., K, D). A dimension without finite bounds is passed on unscaled.
+        float32 (..., K, D). Numbers outside the bounds count as the nearest bound, as in a step; a
+        dimension without finite bounds is passed on unscaled.
     """
     if isinstance(space, spaces.Box):
         return _scaled(space, _sized(space, chunk, "actions"))
@@ -102,8 +103,9 @@ def _sized(space: spaces.Box, values: ArrayLike, what: str) -> NDArray[np.float6
 
 
 def _scaled(space: spaces.Box, values: NDArray[np.float64]) -> NDArray[np.float32]:
+    low, high = _bounds(space)
     centre, half = _centre_and_half(space)
-    scaled: NDArray[np.float32] = ((values - centre) / half).astype(np.float32)
+    scaled: NDArray[np.float32] = ((np.clip(values, low, high) - centre) / half).astype(np.float32)
     return scaled
 
 

@@ -103,11 +103,23 @@ def expert_for(env_id: str) -> Expert:
     """The scripted expert of a task.
 
     Args:
-        env_id: For example "KairosPush-v0".
+        env_id: For example "KairosPush-v0", "metaworld/reach-v3", "robosuite/Lift".
 
     Raises:
         KeyError: There is none for this task.
     """
+    family, _, task = env_id.partition("/")
+    if family == "metaworld":
+        from kairos_env.real.metaworld import metaworld_expert
+
+        return metaworld_expert(task)
+    if family == "robosuite":
+        from kairos_env.real.robosuite import robosuite_expert
+
+        return robosuite_expert(task)
     if env_id in _EXPERTS:
         return _EXPERTS[env_id]
-    raise KeyError(f"no scripted expert for {env_id!r}; there are experts for {sorted(_EXPERTS)}")
+    raise KeyError(
+        f"no scripted expert for {env_id!r}; there are experts for {sorted(_EXPERTS)}, "
+        "'metaworld/...' and 'robosuite/Lift'"
+    )

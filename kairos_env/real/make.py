@@ -1,14 +1,14 @@
 """`make_real`: find a ground-truth environment by name, or the one a world was learned from."""
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
+from kairos_env.real.errors import UnknownEnvironmentError, suggest
 from kairos_env.real.real_env import RealEnv
 from kairos_env.real.render import load_mujoco
 from kairos_env.real.simulator import Env, MujocoSimulator, Simulator, is_mujoco
@@ -16,10 +16,6 @@ from kairos_env.real.simulator import Env, MujocoSimulator, Simulator, is_mujoco
 # The keys of a world's "environment" that make_real takes as they are.
 _WORLD_OPTIONS = ("chunk", "frames_per_chunk", "frame_size", "horizon")
 _UNLIMITED = -1  # how gymnasium.make spells "no time limit"
-
-
-class UnknownEnvironmentError(ValueError):
-    """No environment of this name; the message has suggestions."""
 
 
 def make_real(
@@ -120,17 +116,6 @@ def open_simulator(
     if camera is not None:
         raise ValueError(f"{name} is not a MuJoCo environment: it has no camera to choose")
     return Simulator(env, frame_size=frame_size)
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A closing sentence that names the closest matches, or nothing."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if not close:
-        by_lower_case = {n.lower(): n for n in names}
-        lower = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
-        close = [by_lower_case[n] for n in lower]
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def find_world(name_or_world: str | Path) -> Path | None:

@@ -124,7 +124,10 @@ def put_back(owner: object, values: dict[str, Any]) -> None:
 
 def _looks_into_simulator(array: NDArray[Any]) -> bool:
     """Whether the array is a window on memory that is not NumPy's, such as MuJoCo's `qpos`."""
-    return array.base is not None and not isinstance(array.base, np.ndarray)
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base is not None and array.flags.writeable
 
 
 # -- wrappers and random generators ---------------------------------------------------------------
@@ -158,7 +161,8 @@ def set_random_state(env: "gymnasium.Env[Any, Any]", text: str) -> None:
 
 def _mujoco_arrays(owner: object, starting: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """Numeric arrays of a model or data by the start of their names, as windows on its memory."""
-    arrays = {name: getattr(owner, name) for name in _names(type(owner), starting)}
+    kind: Any = type(owner)
+    arrays = {name: getattr(owner, name) for name in _names(kind, starting)}
     return {
         name: array
         for name, array in arrays.items()
