@@ -171,7 +171,8 @@ class DatasetRows:
         episode = int(np.searchsorted(self.offsets, rows[0], side="right")) - 1
         local = rows - self.offsets[episode]
         first = int(local.min())
-        return self._dataset.frames(episode, first, int(local.max()) + 1)[local - first]
+        every = self._dataset.frames(episode, first, int(local.max()) + 1)
+        return np.asarray(every[local - first])
 
 
 def open_cache(
