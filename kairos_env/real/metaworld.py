@@ -69,7 +69,10 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._steps = 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.observation_space = self._inner.sawyer_observation_space
-        self.observation: Observation = np.zeros(self.observation_space.shape)
+        self._low: Observation = self._inner.sawyer_observation_space.low
+        self._high: Observation = self._inner.sawyer_observation_space.high
+        # Experts read it.
+        self.observation: Observation = np.zeros(self._low.shape)
 
     @property
     def model(self) -> Any:
@@ -134,9 +137,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         inner._set_task_called = True
 
     def _within_bounds(self, observation: Observation) -> Observation:
-        space = self.observation_space
-        assert isinstance(space, gymnasium.spaces.Box)
-        return np.clip(observation, space.low, space.high)
+        return np.clip(observation, self._low, self._high)
 
 
 def make_metaworld(task: str, *, unlimited: bool = False, **kwargs: Any) -> MetaWorldEnv:

@@ -9,6 +9,7 @@ pip install "kairos-env[robosuite]".
 import contextlib
 import importlib
 import logging
+import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -208,12 +209,17 @@ def _make_inner(task: str, kwargs: dict[str, Any]) -> Any:
 
 def _load() -> ModuleType:
     load_mujoco()
+    backend = os.environ.get("MUJOCO_GL")
     try:
         return importlib.import_module("robosuite")
     except ImportError as error:
         raise ImportError(
             f'robosuite could not be imported ({error}): pip install "kairos-env[robosuite]"'
         ) from error
+    finally:
+        # robosuite asks for EGL whether or not the machine has it, and children would inherit that.
+        if backend is not None:
+            os.environ["MUJOCO_GL"] = backend
 
 
 @contextlib.contextmanager
