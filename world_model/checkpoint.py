@@ -8,7 +8,7 @@ loading raises with the counts and the first names of each side.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kairos_env.world_model.config import TransformerConfig
 from kairos_env.world_model.published.mixture import PublishedMixture
 from kairos_env.world_model.published.recognise import recognise
-from kairos_env.world_model.tensor_files import open_tensors, write_tensors
+from kairos_env.world_model.tensor_files import TensorFiles, write_tensors
 
 # Official name, our name. S is a stream, N and I are numbers, * is weight or bias.
 NAMES: tuple[tuple[str, str], ...] = (
@@ -100,15 +100,15 @@ def load_official(
     Raises:
         ValueError: a name or a shape does not fit.
     """
-    with open_tensors(path) as file:
-        if config is None:
-            shapes = {canonical(name): shape for name, shape in file.shapes().items()}
-            config = recognise(shapes, given)
-        with torch.device("meta"):
-            network = PublishedMixture(config)
-        tensors = from_official({name: file[name] for name in file.names})
-        check_names(tensors, network.state_dict(), source=str(path))
-        return assign(network, cast_tensors(tensors, dtype, device))
+    file = TensorFiles(path)
+    tensors = from_official(file)
+    if config is None:
+        shapes = {canonical(name): shape for name, shape in file.shapes().items()}
+        config = recognise(shapes, given)
+    with torch.device("meta"):
+        network = PublishedMixture(config)
+    check_names(tensors, network.state_dict(), source=str(path))
+    return assign(network, cast_tensors(tensors, dtype, device))
 
 
 def save_official(
@@ -213,22 +213,29 @@ def check_names(
 
 
 def cast_tensors(
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """One floating-point type for everything but `KEEP_FLOAT32`; None takes the commonest."""
-    if dtype is None:
-        sizes: Counter[torch.dtype] = Counter()
-        for tensor in tensors.values():
-            sizes[tensor.dtype] += tensor.numel()
-        dtype = sizes.most_common(1)[0][0]
+    """One floating-point type for everything but `KEEP_FLOAT32`; None takes the commonest.
 
-    def wanted(name: str) -> torch.dtype:
-        keep = name.rpartition(".")[2] in KEEP_FLOAT32
-        return torch.promote_types(dtype, torch.float32) if keep else dtype
+    The tensors are taken out of the dict one by one, so that none is held in both forms for long.
+    """
+    common = dtype or _commonest_dtype(tensors.values())
+    precise = torch.promote_types(common, torch.float32)
 
-    return {name: tensor.to(device, wanted(name)) for name, tensor in tensors.items()}
+    def cast(name: str) -> Tensor:
+        kept = name.rpartition(".")[2] in KEEP_FLOAT32
+        return tensors.pop(name).to(device, precise if kept else common)
+
+    return {name: cast(name) for name in tuple(tensors)}
+
+
+def _commonest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0]
 
 
 def assign(network: Network, tensors: Mapping[str, Tensor]) -> Network:

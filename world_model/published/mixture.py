@@ -11,7 +11,7 @@ D width, S text tokens; a latent frame is (C, height, width).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,7 @@ class Lanes:
     """Rows and columns of tokens in a frame."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Velocities:
+class Velocities(NamedTuple):
     """What one pass gives."""
 
     video: Tensor | None
