@@ -106,6 +106,9 @@ def _died(worker: _Worker) -> CollectError:
         cause = f"killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
             cause += ", perhaps for want of memory: try fewer workers"
+    if code == 1:  # it did not even get to say why
+        cause += "; a script that records with several workers must call this below "
+        cause += 'if __name__ == "__main__":'
     return CollectError(
         f"a worker process died while recording episode {worker.episode} ({cause}). "
         "Earlier episodes are intact; run the same command again to continue"

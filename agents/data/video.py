@@ -59,23 +59,28 @@ def join(videos: Sequence[bytes], file: BinaryIO, *, fps: float) -> list[int]:
     import av
 
     starts, shown = [], 0
-    with av.open(file, "w", format="mp4") as output:
-        stream: Any = None
-        for video in videos:
-            starts.append(shown)
-            with av.open(io.BytesIO(video), "r") as source:
-                if stream is None:
-                    stream = output.add_stream_from_template(source.streams.video[0])
-                    stream.time_base = 1 / frame_rate(fps)
-                for packet in source.demux(video=0):
-                    if packet.dts is None:  # the demuxer's flush packet
-                        continue
-                    packet.stream = stream
-                    packet.pts = packet.dts = shown
-                    packet.duration = 1
-                    packet.time_base = 1 / frame_rate(fps)
-                    output.mux(packet)
-                    shown += 1
+    try:
+        with av.open(file, "w", format="mp4") as output:
+            stream: Any = None
+            for video in videos:
+                starts.append(shown)
+                with av.open(io.BytesIO(video), "r") as source:
+                    if stream is None:
+                        stream = output.add_stream_from_template(source.streams.video[0])
+                        stream.time_base = 1 / frame_rate(fps)
+                    for packet in source.demux(video=0):
+                        if packet.dts is None:  # the demuxer's flush packet
+                            continue
+                        packet.stream = stream
+                        packet.pts = packet.dts = shown
+                        packet.duration = 1
+                        packet.time_base = 1 / frame_rate(fps)
+                        output.mux(packet)
+                        shown += 1
+    except av.FFmpegError as error:
+        # Closing after a failed write fails once more, and hides the reason behind its own error.
+        reason = error.__context__
+        raise reason if isinstance(reason, OSError) else error from None
     return starts
 
 

@@ -1,0 +1,405 @@
+"""Collection: the same data however it is run, and nothing lost when it is stopped."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kairos_env.agents.collect import CollectError, Recipe, Recorder, collect
+from kairos_env.agents.collect_cli import INTERRUPTED
+from kairos_env.agents.data import DiskFullError, files, open_dataset
+from kairos_env.agents.data.writer import only_writer
+from kairos_env.agents.policies import (
+    PolicySpec,
+    RandomPolicy,
+    SmoothPolicy,
+    choose_policy,
+    make_policy,
+)
+from kairos_env.spaces import decode_actions, encode_actions
+
+ENV = "tiny_envs:TinyBall-v0"
+HERE = Path(__file__).parent
+MIXTURE = ("random", "smooth:2", "smooth@0.5")
+SMALL = {"horizon": 9, "frame_size": 16, "episodes_per_file": 3, "policies": MIXTURE}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_envs(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def contents(root):
+    """Every file of a dataset that counts, by name."""
+    paths = [p for p in root.rglob("*") if p.is_file()]
+    return {str(p.relative_to(root)): p.read_bytes() for p in paths}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Seven episodes recorded in one go by one process."""
+    sys.path.insert(0, str(HERE))
+    try:
+        root = tmp_path_factory.mktemp("reference")
+        collect(ENV, episodes=7, out=root, **SMALL)
+        return root
+    finally:
+        sys.path.remove(str(HERE))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_content_does_not_depend_on_the_number_of_workers(reference, tmp_path, workers):
+    collect(ENV, episodes=7, out=tmp_path, workers=workers, **SMALL)
+    assert contents(tmp_path) == contents(reference)
+
+
+def run_cli(out, *, episodes, workers=2, **env_kwargs):
+    """`kairos collect` as a process of its own."""
+    import json
+
+    command = [sys.executable, "-m", "kairos_env.cli", "collect", ENV, "--out", str(out)]
+    command += ["--episodes", str(episodes), "--workers", str(workers), "--policy", *MIXTURE]
+    command += ["--horizon", "9", "--frame-size", "16", "--episodes-per-file", "3"]
+    command += ["--env-kwargs", json.dumps(env_kwargs)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, *, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def test_a_killed_collection_resumes_to_the_same_bytes(tmp_path):
+    slow = {"delay": 0.004}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    collect(ENV, episodes=10, out=whole, **SMALL, **slow)
+    process = run_cli(broken, episodes=10, **slow)
+    # Killed with one file written and more episodes on their way.
+    wait_for(lambda: (broken / "meta/info.json").exists() and list(broken.rglob("episode-*.npz")))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    survived = len(open_dataset(broken))
+    assert 3 <= survived < 10
+    (broken / ".unfinished" / "episode-000009.npz.1.partial").write_bytes(b"half")
+    wait_for(lambda: lock_is_free(broken))
+    report = collect(ENV, episodes=10, out=broken, **SMALL, **slow)
+    assert report.new_episodes <= 10 - survived
+    assert contents(broken) == contents(whole)
+
+
+def lock_is_free(root):
+    try:
+        with only_writer(root):
+            return True
+    except RuntimeError:
+        return False
+
+
+def test_ctrl_c_keeps_what_was_recorded_and_says_how_to_go_on(tmp_path):
+    process = run_cli(tmp_path, episodes=500, delay=0.002)
+    wait_for(lambda: (tmp_path / "meta/info.json").exists())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == INTERRUPTED
+    assert "same command continues" in errors
+    assert "Traceback" not in errors
+    dataset = open_dataset(tmp_path)
+    assert len(dataset) >= 3
+    assert all(len(episode) > 1 for episode in dataset)
+
+
+def test_interrupting_in_this_process_loses_nothing(reference, tmp_path):
+    def interrupt(done, frames):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(ENV, episodes=7, out=tmp_path, on_episode=interrupt, **SMALL)
+    report = collect(ENV, episodes=7, out=tmp_path, **SMALL)
+    assert report.new_episodes == 2
+    assert contents(tmp_path) == contents(reference)
+
+
+def test_a_finished_collection_is_left_alone(reference, tmp_path):
+    before = contents(reference)
+    report = collect(ENV, episodes=7, out=reference, **SMALL)
+    assert (report.new_episodes, report.episodes) == (0, 7)
+    assert contents(reference) == before
+
+
+def test_more_episodes_later_are_the_same_episodes(reference, tmp_path):
+    collect(ENV, episodes=4, out=tmp_path, **SMALL)
+    collect(ENV, episodes=7, out=tmp_path, **SMALL)
+    grown, whole = open_dataset(tmp_path), open_dataset(reference)
+    assert grown.lengths.tolist() == whole.lengths.tolist()
+    for a, b in zip(grown, whole, strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+        np.testing.assert_array_equal(a.actions, b.actions)
+
+
+def test_another_recipe_is_refused_before_and_after_the_first_file(reference, tmp_path):
+    with pytest.raises(ValueError, match=r"seed was 0, now 1"):
+        collect(ENV, episodes=8, out=reference, seed=1, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        collect(ENV, episodes=7, out=tmp_path, on_episode=_interrupt, **SMALL)
+    with pytest.raises(ValueError, match=r"seed was 0, now 1"):
+        collect(ENV, episodes=7, out=tmp_path, seed=1, **SMALL)
+
+
+def _interrupt(done, frames):
+    raise KeyboardInterrupt
+
+
+def test_two_collectors_do_not_share_a_folder(tmp_path):
+    with only_writer(tmp_path), pytest.raises(RuntimeError, match="another process"):
+        collect(ENV, episodes=2, out=tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("how", ["die_at", "fail_at"])
+def test_a_failing_worker_is_named_and_earlier_episodes_stay(tmp_path, how):
+    trigger, out = tmp_path / "trigger", tmp_path / "data"
+    options = {**SMALL, how: str(trigger)}
+    collect(ENV, episodes=3, out=out, **options)
+    trigger.touch()
+    expected = "died while recording episode" if how == "die_at" else "became unstable"
+    with pytest.raises(CollectError, match=expected):
+        collect(ENV, episodes=6, out=out, workers=2, **options)
+    assert len(open_dataset(out)) == 3
+    trigger.unlink()
+    assert collect(ENV, episodes=6, out=out, **options).episodes == 6
+
+
+class FullDisk:
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, file, room):
+        self._file, self._room = file, room
+
+    def write(self, data):
+        if self._file.tell() + len(data) > self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        return self._file.__exit__(*exception)
+
+
+@pytest.mark.parametrize("kind", ["episode-000004", "file-001.mp4", "file-001.parquet", "info"])
+def test_a_full_disk_is_named_and_leaves_the_earlier_episodes(
+    reference, tmp_path, monkeypatch, kind
+):
+    collect(ENV, episodes=3, out=tmp_path, **SMALL)
+    with monkeypatch.context() as patch:
+        normal = Path.open
+
+        def limited(self, *arguments, **options):
+            file = normal(self, *arguments, **options)
+            is_partial = self.name.endswith(files.PARTIAL)
+            return FullDisk(file, 50) if is_partial and kind in self.name else file
+
+        patch.setattr(Path, "open", limited)
+        with pytest.raises(DiskFullError, match="disk is full"):
+            collect(ENV, episodes=7, out=tmp_path, **SMALL)
+    assert not list(tmp_path.rglob(f"*{files.PARTIAL}"))
+    assert len(open_dataset(tmp_path)) == 3
+    assert all(len(episode) > 1 for episode in open_dataset(tmp_path))
+    collect(ENV, episodes=7, out=tmp_path, **SMALL)
+    grown, whole = open_dataset(tmp_path), open_dataset(reference)
+    assert [e.seed for e in grown] == [e.seed for e in whole]
+
+
+def test_episodes_keep_their_last_frame_and_can_be_replayed_from_their_start(reference):
+    dataset = open_dataset(reference)
+    env = Recipe(env=ENV, env_kwargs={"horizon": 9, "frame_size": 16}).make_env()
+    ended = 0
+    for episode in dataset:
+        frame, _ = env.restore(episode.start)
+        np.testing.assert_array_equal(frame, episode.frames[0])
+        for t in range(len(episode) - 1):
+            chunk = decode_actions(env.action_space, episode.actions[t])
+            frame, reward, terminated, truncated, info = env.step(chunk)
+            np.testing.assert_array_equal(frame, episode.frames[t + 1])
+            np.testing.assert_array_equal(info["state"], episode.state[t + 1])
+            assert reward == pytest.approx(episode.rewards[t])
+            assert (terminated, truncated) == (episode.terminated[t], episode.truncated[t])
+        assert terminated or truncated
+        ended += terminated
+    assert 0 < ended < len(dataset)  # both kinds of end occur
+
+
+def test_several_frames_a_chunk_become_several_rows(tmp_path):
+    options = {"chunk": 4, "frames_per_chunk": 2, "horizon": 5, "frame_size": 16}
+    collect(ENV, episodes=3, out=tmp_path, policies=["smooth"], **options)
+    dataset = open_dataset(tmp_path)
+    assert (dataset.spec.actions_per_frame, dataset.spec.fps) == (2, 10.0)
+    env = Recipe(env=ENV, env_kwargs=options).make_env()
+    episode = dataset.episode(0)
+    env.restore(episode.start)
+    chunk = decode_actions(env.action_space, episode.actions[:2].reshape(4, 2))
+    _, reward, *_, info = env.step(chunk)
+    np.testing.assert_array_equal(info["frames"], episode.frames[1:3])
+    assert episode.rewards[:2].sum() == pytest.approx(reward)
+
+
+def test_discrete_actions_are_stored_as_one_hot_vectors(tmp_path):
+    collect(ENV, episodes=2, out=tmp_path, policies=["smooth"], discrete=True, **{"horizon": 5})
+    episode = open_dataset(tmp_path).episode(0)
+    assert episode.actions.shape[1:] == (4, 4)
+    np.testing.assert_array_equal(episode.actions.sum(axis=-1), 1)
+    # Smooth noise holds a discrete choice for a while.
+    choices = episode.actions.argmax(-1).reshape(-1)
+    assert (choices[1:] == choices[:-1]).mean() > 0.5
+
+
+def test_shares_of_a_mixture_hold_at_every_length():
+    specs = [PolicySpec.parse(text) for text in ("a:0.35", "b:0.25", "c@0.3:0.25", "d:0.15")]
+    for episodes in (20, 100, 1500):
+        names = [choose_policy(specs, i, seed=3).label for i in range(episodes)]
+        for spec in specs:
+            assert names.count(spec.label) == pytest.approx(spec.weight * episodes, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("expert", ("expert", 1.0, 0.0)),
+        ("expert@0.3:0.25", ("expert", 0.25, 0.3)),
+        ("smooth:2", ("smooth", 2.0, 0.0)),
+        ("runs/ppo:v2.zip", ("runs/ppo:v2.zip", 1.0, 0.0)),
+        ("C:\\ppo.zip:3", ("C:\\ppo.zip", 3.0, 0.0)),
+    ],
+)
+def test_policies_are_spelt_as_text(text, expected):
+    spec = PolicySpec.parse(text)
+    assert (spec.name, spec.weight, spec.noise) == expected
+
+
+@pytest.mark.parametrize("text", ["a:0", "a:-1", "a@1.5", "a:nan"])
+def test_impossible_weights_and_noise_are_refused(text):
+    with pytest.raises(ValueError, match="of policy 'a' must be"):
+        PolicySpec.parse(text)
+
+
+@pytest.fixture
+def env():
+    environment = Recipe(env=ENV, env_kwargs={"frame_size": 16, "horizon": 5}).make_env()
+    environment.reset(seed=0)
+    yield environment
+    environment.close()
+
+
+def test_smooth_noise_travels_further_than_random(env):
+    def distance(policy):
+        policy.begin(env, np.random.default_rng(0))
+        chunks = [encode_actions(env.action_space, policy.act(None)) for _ in range(400)]
+        path = np.concatenate(chunks).reshape(-1, 8, 2).sum(axis=1)
+        return np.linalg.norm(path, axis=1).mean()
+
+    assert distance(SmoothPolicy()) > 1.5 * distance(RandomPolicy())
+
+
+def test_a_degraded_policy_spends_the_asked_share_of_time_astray(env):
+    class Zeros:
+        def begin(self, env, generator):
+            pass
+
+        def act(self, frame):
+            return np.zeros((4, 2), np.float32)
+
+    from kairos_env.agents.policies import DetourPolicy
+
+    policy = DetourPolicy(Zeros(), 0.3)
+    policy.begin(env, np.random.default_rng(0))
+    astray = np.array([policy.act(None).any() for _ in range(6000)])
+    assert astray.mean() == pytest.approx(0.3, abs=0.03)
+    bursts = np.flatnonzero(astray[1:] & ~astray[:-1])
+    assert astray.sum() / len(bursts) == pytest.approx(4, abs=0.5)
+
+
+def test_a_checkpoint_acts_and_leaves_the_global_generator_alone(env, tmp_path):
+    import torch
+    from stable_baselines3 import PPO
+
+    path = tmp_path / "ppo.zip"
+    small = {"normalize_images": False, "net_arch": [4]}
+    PPO("MlpPolicy", env, n_steps=2, batch_size=2, policy_kwargs=small, device="cpu").save(path)
+    policy = make_policy(PolicySpec(name=str(path)), env)
+    frame, _ = env.reset(seed=1)
+    before = torch.get_rng_state()
+    policy.begin(env, np.random.default_rng(0))
+    first = [policy.act(frame) for _ in range(2)]
+    torch.manual_seed(99)
+    policy.begin(env, np.random.default_rng(0))
+    again = [policy.act(frame) for _ in range(2)]
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    torch.set_rng_state(before)
+    policy.act(frame)
+    assert torch.equal(torch.get_rng_state(), before)
+
+    other = Recipe(env=ENV, env_kwargs={"frame_size": 16, "chunk": 2}).make_env()
+    with pytest.raises(ValueError, match="another chunk"):
+        make_policy(PolicySpec(name=str(path)), other)
+
+
+def test_a_missing_extra_is_named(env, tmp_path, monkeypatch):
+    path = tmp_path / "model.zip"
+    path.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(ImportError, match=r"kairos-env\[sb3\]"):
+        make_policy(PolicySpec(name=str(path)), env)
+
+
+def test_unknown_policies_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "data"
+    with pytest.raises(ValueError, match="no policy 'expret'"):
+        collect(ENV, episodes=2, out=out, policies=["expret"])
+    with pytest.raises(ValueError, match="no scripted expert for 'tiny_envs:TinyBall-v0'"):
+        collect(ENV, episodes=2, out=out, policies=["expert"])
+    assert not out.exists()
+
+
+def test_the_command_line_says_what_is_wrong_without_a_traceback(tmp_path, capsys):
+    from kairos_env.agents.collect import main
+
+    out = ["--out", str(tmp_path / "data"), "--episodes", "1"]
+    assert main(["KairosPusj-v0", *out]) == 1
+    message = capsys.readouterr().err
+    assert "KairosPush-v0" in message
+    assert "Traceback" not in message
+    assert main([ENV, *out, "--env-kwargs", "[1]"]) == 1
+    assert "JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.render
+def test_experts_solve_our_scene_through_chunks():
+    recorder = Recorder(
+        Recipe(
+            env="KairosPush-v0",
+            env_kwargs={"horizon": 60, "frame_size": 16},
+            policies=(PolicySpec(name="expert"),),
+        )
+    )
+    episodes = [recorder.record(index) for index in range(2)]
+    recorder.close()
+    assert all(episode.success for episode in episodes)
+    # Closed loop: the four actions of a chunk are not one action held.
+    assert all(np.ptp(episode.actions, axis=1).max() > 0.05 for episode in episodes)
