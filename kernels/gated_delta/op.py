@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kairos_env.kernels import dispatch
-from kairos_env.kernels.gated_delta import reference
+from kairos_env.kernels.gated_delta import cpu, reference
 from kairos_env.kernels.gated_delta import torch as chunked
 
-BACKENDS = {"torch": chunked, "reference": reference}
+BACKENDS = {"cpu": cpu, "torch": chunked, "reference": reference}
 
 Form = Literal["fla", "paper"]
 """`fla`: the decay multiplies the read that is erased, S <- e^g S; S += k beta (v - S^T k)^T.
@@ -97,8 +97,7 @@ def gated_delta_boundaries(
         "gated_delta",
         device=v.device.type,
         backend=backend,
-        form=form,
-        square=key_size == value_size,
+        tracing=torch.compiler.is_compiling(),
     )
     result: tuple[Tensor, Tensor, Tensor] = BACKENDS[name].gated_delta_boundaries(
         q,
@@ -144,7 +143,12 @@ def short_conv(
             f"short_conv: the state must be {shape} {x.dtype} (the last width - 1 inputs), "
             f"got {tuple(state.shape)} {state.dtype}"
         )
-    name = dispatch.pick("short_conv", device=x.device.type, backend=backend)
+    name = dispatch.pick(
+        "short_conv",
+        device=x.device.type,
+        backend=backend,
+        tracing=torch.compiler.is_compiling(),
+    )
     result: tuple[Tensor, Tensor] = BACKENDS[name].short_conv(x, w, state)
     return result
 
@@ -169,10 +173,6 @@ def _check_inputs(
         raise ValueError(f"gated_delta: form must be one of {get_args(Form)}, got {form!r}")
     if chunk_tokens < 1:
         raise ValueError(f"gated_delta: chunk_tokens must be at least 1, got {chunk_tokens}")
-    got = ", ".join(
-        f"{name} {tuple(x.shape)}"
-        for name, x in zip(("q", "k", "v", "g", "beta"), (q, k, v, g, beta), strict=True)
-    )
     if (
         q.ndim != 4
         or v.ndim != 4
@@ -182,17 +182,26 @@ def _check_inputs(
     ):
         raise ValueError(
             "gated_delta: q and k must be (batch, tokens, key heads, key size) and v (batch, "
-            f"tokens, value heads, value size) with at least one token, got {got}"
+            "tokens, value heads, value size) with at least one token, "
+            f"got {_shapes(q, k, v, g, beta)}"
         )
     if g.shape != v.shape[:3] or beta.shape != v.shape[:3]:
         raise ValueError(
             f"gated_delta: g and beta must be (batch, tokens, value heads) = {tuple(v.shape[:3])}, "
-            f"got {got}"
+            f"got {_shapes(q, k, v, g, beta)}"
         )
     if v.shape[2] % k.shape[2]:
-        raise ValueError(f"gated_delta: value heads must be a multiple of key heads, got {got}")
+        raise ValueError(
+            "gated_delta: value heads must be a multiple of key heads, "
+            f"got {_shapes(q, k, v, g, beta)}"
+        )
     if q.dtype != v.dtype or k.dtype != v.dtype or not v.is_floating_point():
         raise ValueError(
             "gated_delta: q, k and v need one floating-point dtype, "
             f"got {q.dtype}, {k.dtype} and {v.dtype}"
         )
+
+
+def _shapes(*tensors: Tensor) -> str:
+    names = ("q", "k", "v", "g", "beta")
+    return ", ".join(f"{name} {tuple(x.shape)}" for name, x in zip(names, tensors, strict=True))

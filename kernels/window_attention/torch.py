@@ -161,7 +161,8 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ v
+    output: Tensor = scores.softmax(-1) @ v
+    return output
 
 
 def _frames(group: Group, x: Frames, offset: int) -> Tensor:
