@@ -106,9 +106,20 @@ def tolerance(case: Case, section: str | None = None) -> dict[str, float]:
     return {"atol": float(tol["atol"]), "rtol": float(tol.get("rtol", 0.0))}
 
 
+# Results that a test of this run has looked at, by case.
+compared: dict[str, set[str]] = {}
+
+
 def compare(case: Case, name: str, tensor: Tensor, *, section: str | None = None) -> None:
     """Assert |a - b| <= atol + rtol |b| against the golden tensor b; booleans must be equal."""
-    expected = case[name]
+    compare_with(case, name, tensor, case[name], section=section)
+
+
+def compare_with(
+    case: Case, name: str, tensor: Tensor, expected: Tensor, *, section: str | None = None
+) -> None:
+    """Like `compare`, where the golden tensor of that name had to be brought into our form."""
+    compared.setdefault(case.name, set()).add(name)
     assert tensor.shape == expected.shape, (
         f"{case.name}: {name} has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}"
     )
