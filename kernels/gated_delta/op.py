@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kairos_env.kernels import dispatch
-from kairos_env.kernels.gated_delta import cpu, reference
+from kairos_env.kernels.gated_delta import cpu, fla, reference
 from kairos_env.kernels.gated_delta import torch as chunked
 
-BACKENDS = {"cpu": cpu, "torch": chunked, "reference": reference}
+BACKENDS = {"cpu": cpu, "fla": fla, "torch": chunked, "reference": reference}
 
 Form = Literal["fla", "paper"]
 """`fla`: the decay multiplies the read that is erased, S <- e^g S; S += k beta (v - S^T k)^T.
@@ -98,6 +98,10 @@ def gated_delta_boundaries(
         device=v.device.type,
         backend=backend,
         tracing=torch.compiler.is_compiling(),
+        form=form,
+        key_size=key_size,
+        value_size=value_size,
+        dtype=v.dtype,
     )
     result: tuple[Tensor, Tensor, Tensor] = BACKENDS[name].gated_delta_boundaries(
         q,
