@@ -68,6 +68,15 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm whose weight follows the input's type, so that autocast keeps the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Queries, keys and values of one stream, normalised over the whole attention width and rotated."""
 
@@ -82,8 +91,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(dim, width)
         self.value = nn.Linear(dim, width)
         self.output = nn.Linear(width, dim)
-        self.query_norm = nn.RMSNorm(width, eps)
-        self.key_norm = nn.RMSNorm(width, eps)
+        self.query_norm = RMSNorm(width, eps)
+        self.key_norm = RMSNorm(width, eps)
 
     def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (..., D) -> three of (..., H, d)."""
@@ -112,8 +121,8 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(dim, width)
         self.value = nn.Linear(dim, width)
         self.output = nn.Linear(width, dim)
-        self.query_norm = nn.RMSNorm(width, eps)
-        self.key_norm = nn.RMSNorm(width, eps)
+        self.query_norm = RMSNorm(width, eps)
+        self.key_norm = RMSNorm(width, eps)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         """Read the text: x (B, ..., D), text (B, S, D), mask (B, S) True where a text token may be read."""

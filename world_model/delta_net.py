@@ -18,6 +18,7 @@ from kairos_env.kernels.gated_delta.op import (
     gated_delta_rule,
     short_conv,
 )
+from kairos_env.world_model.attention import RMSNorm
 from kairos_env.world_model.config import DeltaConfig
 
 
@@ -51,7 +52,7 @@ class GatedDeltaNet(nn.Module):
         self.log_rate = nn.Parameter(torch.empty(config.heads))
         self.decay_bias = nn.Parameter(torch.empty(config.heads))
         self.gate = nn.Linear(dim, values, bias=False)
-        self.output_norm = nn.RMSNorm(config.value_dim, eps)
+        self.output_norm = RMSNorm(config.value_dim, eps)
         self.output = nn.Linear(values, dim, bias=False)
         self.reset_parameters()
 

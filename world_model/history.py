@@ -19,4 +19,5 @@ def with_previous(latents: Tensor, P: int) -> Tensor:
 
 def led_by(actions: Tensor) -> Tensor:
     """Actions (B, T - 1, A, D) beside the frames that they lead to: (B, T, A, D), first unknown."""
-    return torch.cat([torch.zeros_like(actions[:, :1]), actions], dim=1)
+    B, _, A, D = actions.shape
+    return torch.cat([actions.new_zeros(B, 1, A, D), actions], dim=1)

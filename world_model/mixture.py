@@ -221,8 +221,9 @@ class Mixture(nn.Module):
         """One layer of both streams; moves the lanes on and returns the keys that later frames will see."""
         block = cast(Block, self.video.blocks[i])
         partner = cast(Block, self.action.blocks[i]) if self.action else None
-        mine = Visit.enter(block, video)
-        theirs = Visit.enter(partner, action)
+        dtype = past.memory.frames.k.dtype if past.memory else None
+        mine = Visit.enter(block, video, dtype)
+        theirs = Visit.enter(partner, action, dtype)
         joint = self._join(mine, theirs)
         attend = partial(
             window_attention,
@@ -341,13 +342,20 @@ class Visit:
     heads: Heads | None
 
     @classmethod
-    def enter(cls, block: Block | None, lane: Lane | None) -> "Visit | None":
-        """Modulate the tokens and, in an attention layer, project them."""
+    def enter(
+        cls, block: Block | None, lane: Lane | None, dtype: torch.dtype | None = None
+    ) -> "Visit | None":
+        """Modulate the tokens and, in an attention layer, project them.
+
+        Heads take the memory's dtype: autocast may compute in another one.
+        """
         if block is None or lane is None:
             return None
         rows = block.rows(lane.noise_rows)
         read = block.mixer_input(lane.x, rows)
-        heads = Heads(*block.attention.project(read, lane.rotation)) if block.attention else None
+        heads = None
+        if block.attention:
+            heads = Heads(*(x.to(dtype) for x in block.attention.project(read, lane.rotation)))
         return cls(block, lane, rows, read, heads)
 
     @property

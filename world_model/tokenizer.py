@@ -129,14 +129,16 @@ class Tokenizer(nn.Module):
         ]
         return latent
 
-    def loss(
-        self, frames: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared error plus a light pull of the latents toward a unit normal."""
+    def loss(self, frames: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted squared error plus a light pull of the latents toward a unit normal.
+
+        Args:
+            frames: (B, T, H, W, 3) uint8.
+            eps: (N, C, h, w) standard normal noise for the sampled latents.
+        """
         pixels = self._pack(frames)
         mean, log_variance = self._posterior(pixels)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        z = mean + noise.to(mean) * (0.5 * log_variance).exp()
+        z = mean + eps.to(mean) * (0.5 * log_variance).exp()
         difference = self.decoder(z) + 0.5 - pixels
         weight = self.foreground(pixels)
         weight = 1.0 + (self.config.foreground_weight - 1.0) * weight

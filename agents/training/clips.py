@@ -6,7 +6,8 @@ takes its own rows.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +29,39 @@ class TrainingData:
     def __init__(self, config: TrainConfig) -> None:
         datasets = [open_dataset(path) for path in config.data]
         dataset = datasets[0] if len(datasets) == 1 else join_datasets(datasets)
+        self.dataset = dataset
         folder = config.folder / "cache" if len(datasets) > 1 else None
         self.cache: TrainingCache = open_cache(dataset, folder)
         self.spec = self.cache.spec
         self.config = config
 
+    @property
+    def frames_per_chunk(self) -> int:
+        """F: frames that the recorded environment gave per step."""
+        environment = self.spec.provenance.get("environment") or {}
+        return int(environment.get("frames_per_chunk", 1))
+
+    def train_episodes(self) -> list[int]:
+        """Numbers of the episodes that are trained on."""
+        config = ClipConfig(validation_share=self.config.validation_share)
+        return [int(e) for e in select_episodes(self.cache.identities, config)]
+
     def train_rows(self) -> NDArray[np.int64]:
-        """Row numbers of all frames of training episodes."""
-        chosen = select_episodes(
-            self.cache.identities, ClipConfig(validation_share=self.config.validation_share)
-        )
+        """Row numbers of all their frames."""
         offsets = self.cache.offsets
-        return np.concatenate([np.arange(offsets[e], offsets[e + 1]) for e in chosen])
+        return np.concatenate(
+            [np.arange(offsets[e], offsets[e + 1]) for e in self.train_episodes()]
+        )
+
+    def start_snapshot(self, episode: int) -> Mapping[str, NDArray[Any]]:
+        """The simulator's state at an episode's first frame."""
+        snapshot = self.dataset.start(episode)
+        if not snapshot:
+            raise ValueError(
+                f"{self.dataset.path} holds no simulator state of episode {episode}; a world needs "
+                "starts that the truth can be put into: record with 'kairos collect'"
+            )
+        return snapshot
 
     def some_frames(self, count: int) -> Tensor:
         """An even sample of training frames, (N, H, W, 3) uint8."""

@@ -1,0 +1,211 @@
+"""Train a world: stage by stage, update by update, stoppable at any moment.
+
+    for each stage:             tokenizer, dynamics, rollout
+        while updates are left:
+            update              one optimizer step on the next batch
+            log, validate, save now and then
+    write the world
+
+A run that was killed goes on from its last checkpoint when the same command is given again, and
+ends with the same weights as if it had never stopped.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from kairos_env.agents.data.files import read_json, write_json
+from kairos_env.agents.training.checkpoints import (
+    BrokenCheckpointError,
+    Checkpoint,
+    Progress,
+    same_run,
+    save_checkpoint,
+)
+from kairos_env.agents.training.clips import TrainingData
+from kairos_env.agents.training.config import TrainConfig
+from kairos_env.agents.training.export import export_world
+from kairos_env.agents.training.learner import Learner, make_learner
+from kairos_env.agents.training.log import RunLog
+from kairos_env.agents.training.validation import validate
+from kairos_env.world_model.config import to_json
+from kairos_env.world_model.presets import world_config
+from kairos_env.world_model.world_model import WorldModel
+
+CHECKPOINT, CONFIG = "checkpoint.safetensors", "train.json"
+# Updates before the rate is measured, and from which it is measured.
+WARM, MEASURED = 5, 20
+
+
+def train(config: TrainConfig) -> Path:
+    """Run all stages and write the world; returns its folder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    run = open_run(config)
+    data = TrainingData(config)
+    world = build_world(config, data)
+    progress, checkpoint = resume(config, run, world)
+    with RunLog(config) as log:
+        for number in range(progress.stage, len(config.stages)):
+            learner = make_learner(config, number, world, data)
+            if checkpoint is not None and progress.step:
+                checkpoint.restore_learner(learner)
+            checkpoint = None
+            run_stage(config, run, world, data, learner, progress, log)
+            finish_stage(config, run, world, learner, progress)
+    return export_world(config, world, data, progress)
+
+
+def run_stage(
+    config: TrainConfig,
+    run: dict[str, object],
+    world: WorldModel,
+    data: TrainingData,
+    learner: Learner,
+    progress: Progress,
+    log: RunLog,
+) -> None:
+    """All updates of one stage."""
+    if (
+        learner.step == 0
+        and learner.stage.learns == "dynamics"
+        and progress.stage == first_dynamics(config)
+    ):
+        fit_statistics(world, data)
+    last_save = time.monotonic()
+    started = stage_started = time.perf_counter()
+    log.stage(learner)
+    try:
+        while learner.planned is None or learner.step < learner.planned:
+            if learner.planned is None:
+                learner.planned = plan(config, learner, time.perf_counter() - stage_started)
+            if learner.step == WARM:
+                stage_started = time.perf_counter()
+            metrics = learner.update()
+            log.update(learner, metrics)
+            if learner.step % config.validate_every == 0:
+                log.validation(learner, validate(config, world, learner, data))
+            if time.monotonic() - last_save > 60 * config.save_every:
+                progress.seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                save(config, run, world, learner, progress)
+                last_save = time.monotonic()
+    except KeyboardInterrupt:
+        progress.seconds += time.perf_counter() - started
+        save(config, run, world, learner, progress)
+        log.say(f"stopped at update {learner.step}; the same command goes on from here")
+        raise
+    progress.seconds += time.perf_counter() - started
+    log.validation(learner, validate(config, world, learner, data))
+
+
+def plan(config: TrainConfig, learner: Learner, seconds: float) -> int | None:
+    """How many updates the stage has: as told, or as many as fit its minutes, once that is known."""
+    if learner.stage.steps is not None:
+        return learner.stage.steps
+    if learner.step < WARM + MEASURED:
+        return None
+    rate = seconds / (learner.step - WARM)
+    return max(learner.step, int(60 * config.minutes_of(learner.stage) / rate))
+
+
+def finish_stage(
+    config: TrainConfig,
+    run: dict[str, object],
+    world: WorldModel,
+    learner: Learner,
+    progress: Progress,
+) -> None:
+    """Keep the slow average as the stage's result and step on to the next."""
+    learner.module.load_state_dict(learner.average.state_dict())
+    progress.history.append({"stage": learner.stage.name, "updates": learner.step})
+    progress.stage, progress.step, progress.planned = progress.stage + 1, 0, None
+    save_checkpoint(config.folder / CHECKPOINT, world, None, progress, run)
+
+
+def save(
+    config: TrainConfig,
+    run: dict[str, object],
+    world: WorldModel,
+    learner: Learner,
+    progress: Progress,
+) -> None:
+    """Write a checkpoint in the middle of a stage."""
+    progress.step, progress.planned = learner.step, learner.planned
+    save_checkpoint(config.folder / CHECKPOINT, world, learner, progress, run)
+
+
+def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
+    """A new world of the run's size for the data's actions, states and frames."""
+    spec = data.spec
+    shape = world_config(
+        config.size,
+        action_size=spec.action_size,
+        state_size=spec.state_size,
+        frame_size=spec.frame_size,
+        chunk=spec.actions_per_frame * data.frames_per_chunk,
+        frames_per_chunk=data.frames_per_chunk,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        world = WorldModel(shape)
+    world.tokenizer.fit_background(data.some_frames(400))
+    return world.to(config.device)
+
+
+def first_dynamics(config: TrainConfig) -> int:
+    """Number of the first stage that learns the dynamics."""
+    kinds = [stage.learns for stage in config.stages]
+    return kinds.index("dynamics") if "dynamics" in kinds else len(kinds)
+
+
+def fit_statistics(world: WorldModel, data: TrainingData) -> None:
+    """Measure what latents, rewards and states look like, before the dynamics is trained on them."""
+    world.tokenizer.fit_statistics(data.some_frames(1000)[None].to(world.device))
+    rows = data.train_rows()
+    reward = torch.from_numpy(data.cache.rewards[rows])
+    state = torch.from_numpy(data.cache.state[rows])
+    world.heads.fit_statistics(reward.to(world.device), state.to(world.device))
+
+
+def open_run(config: TrainConfig) -> dict[str, object]:
+    """The run's config as JSON, kept in its folder; refuse a folder that holds another run."""
+    run = as_json(config)
+    path = config.folder / CONFIG
+    if path.exists() and (config.folder / CHECKPOINT).exists():
+        changed = same_run(run, read_json(path))
+        if changed:
+            raise ValueError(
+                f"{config.folder} holds a run with another {', '.join(changed)}. Give the same "
+                "options to go on with it, another --out, or delete the folder to start again"
+            )
+    write_json(path, run)
+    return run
+
+
+def resume(
+    config: TrainConfig, run: dict[str, object], world: WorldModel
+) -> tuple[Progress, Checkpoint | None]:
+    """Where to begin: the last checkpoint, or the start."""
+    path = config.folder / CHECKPOINT
+    if not path.exists():
+        return Progress(), None
+    checkpoint = Checkpoint(path)
+    changed = same_run(run, checkpoint.run)
+    if changed:
+        raise BrokenCheckpointError(
+            f"{path} is of a run with another {', '.join(changed)}; delete it to start again"
+        )
+    checkpoint.restore_world(world)
+    return checkpoint.progress, checkpoint
+
+
+def as_json(config: TrainConfig) -> dict[str, object]:
+    """A run's config as JSON values."""
+    data = to_json(dataclasses.replace(config))
+    data["data"] = [str(path.resolve()) for path in config.data]
+    data["out"] = str(config.out)
+    return data
