@@ -26,8 +26,8 @@ from kairos_env.world_model.config import DeltaConfig
 from kairos_env.world_model.delta_net import GatedDeltaNet, unit_length
 from kairos_env.world_model.flow import Schedule
 from kairos_env.world_model.normalizers import Normalizer, Statistics
-from kairos_env.world_model.published.mixture import Clip, Velocities
-from kairos_env.world_model.published.pipeline import Denoised, Sampler, denoise, latent_shape
+from kairos_env.world_model.published.mixture import Clip, PublishedMixture, Velocities
+from kairos_env.world_model.published.pipeline import Denoised, Sampler, denoise
 from kairos_env.world_model.published.tiling import Tiling
 from kairos_env.world_model.published.wan_vae import WanVae, WanVaeConfig
 from kairos_env.world_model.published.windows import video_attention
@@ -441,13 +441,8 @@ def test_denoise_wam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(flow, "euler_step", watched)
     config, made = case.config, network(load_case(case.spec["weights_from"]))
-    T, height, width = latent_shape(
-        height=config["height"], width=config["width"], frames=config["num_frames"]
-    )
     noise = case["in.noise_video"].transpose(1, 2)
-    assert noise.shape[1] == T
-    assert noise.shape[3:] == (height, width)
-    video = Schedule.for_video(config["steps"], tokens=height * width // 4, frames=T)
+    video = video_schedule(made, noise, config["steps"])
     action = Schedule.for_actions(config["steps"], shift=config["sigma_shift"])
     sampler = Sampler(video=video, action=action, guidance=config["cfg_scale"])
     section = same_levels(case, video=video, action=action)
@@ -478,14 +473,11 @@ def test_denoise_wam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_denoise_v1(name: str) -> None:
     case = load_case(name)
     config, made = case.config, network(load_case(case.spec["weights_from"]))
-    T, height, width = latent_shape(
-        height=config["height"], width=config["width"], frames=config["num_frames"]
-    )
     first = case["in.first_frame_latent"].transpose(1, 2)
     clip = Clip(latents=case["in.noise"].transpose(1, 2), text=case["in.context_positive"])
     samplers = {
         "euler": Sampler(
-            video=Schedule.for_video(config["steps"], tokens=height * width // 4, frames=T),
+            video=video_schedule(made, clip.latents, config["steps"]),
             guidance=config["cfg_scale"],
         ),
         "dmd": Sampler(video=Schedule.few_step(tuple(config["dmd_times"])), few_step=True),
@@ -497,6 +489,12 @@ def test_denoise_v1(name: str) -> None:
                 made, clip, sampler=sampler, first=given, negative=case["in.context_negative"]
             )
             compare_latents(case, f"out.{method}_{variant}.latents", result, section)
+
+
+def video_schedule(made: PublishedMixture, noise: Tensor | None, steps: int) -> Schedule:
+    assert noise is not None
+    _, T, _, height, width = noise.shape
+    return Schedule.for_video(steps, tokens=height * width // made.config.patch**2, frames=T)
 
 
 def same_levels(case: Case, **schedules: Schedule | None) -> str:

@@ -138,6 +138,7 @@ def test_sizes_round_up_to_tokens_and_latent_frames() -> None:
 def test_noise_is_the_published_one_for_a_seed() -> None:
     stored = load_file(GOLDEN / "denoise_wam.safetensors")
     video = stored["in.noise_video"].transpose(1, 2)
+    assert latent_shape(height=32, width=48, frames=33) == (9, *video.shape[3:])
     assert torch.equal(published_noise(tuple(video.shape), seed=7, dtype=torch.float32), video)
     action = stored["in.noise_action"]
     assert torch.equal(published_noise(tuple(action.shape), seed=7, dtype=torch.float32), action)
