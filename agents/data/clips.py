@@ -68,7 +68,7 @@ class ClipConfig:
     length_power: float = 0.5
     """Chance of an episode in even draws: its length to this power (1: all frames alike)."""
     overhang: int = 4
-    """A clip at an end may reach this many frames beyond it, so that an end is not always last."""
+    """A clip at an end may reach up to this many frames beyond it: an end is not always last."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.length < 2:
@@ -82,8 +82,8 @@ class ClipConfig:
             )
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share must be in [0, 1), got {self.validation_share}")
-        if not 0 <= self.overhang < self.length - 1:
-            raise ValueError(f"overhang must be in [0, length - 1), got {self.overhang}")
+        if self.overhang < 0:
+            raise ValueError(f"overhang counts frames and cannot be negative, got {self.overhang}")
 
 
 class Clips:
@@ -188,7 +188,9 @@ class Clips:
         if len(self._ended):
             chosen = (kind >= low) & (kind < high)
             episode[chosen] = self._ended[(place[chosen] * len(self._ended)).astype(np.int64)]
-            beyond = (shift[chosen] * (config.overhang + 1)).astype(np.int64)
+            # at most so far that the transition that ends the episode is still in the clip
+            furthest = min(config.overhang, config.length - 2)
+            beyond = (shift[chosen] * (furthest + 1)).astype(np.int64)
             start[chosen] = self._length[episode[chosen]] - config.length + beyond
         low, high = high, high + config.in_motion
         if self._moving is not None:

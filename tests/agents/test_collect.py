@@ -30,11 +30,6 @@ MIXTURE = ("random", "smooth:2", "smooth@0.5")
 SMALL = {"horizon": 9, "frame_size": 16, "episodes_per_file": 3, "policies": MIXTURE}
 
 
-@pytest.fixture(autouse=True)
-def _tiny_envs(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE))
-
-
 def contents(root):
     """Every file of a dataset that counts, by name."""
     paths = [p for p in root.rglob("*") if p.is_file()]
@@ -44,13 +39,9 @@ def contents(root):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """Seven episodes recorded in one go by one process."""
-    sys.path.insert(0, str(HERE))
-    try:
-        root = tmp_path_factory.mktemp("reference")
-        collect(ENV, episodes=7, out=root, **SMALL)
-        return root
-    finally:
-        sys.path.remove(str(HERE))
+    root = tmp_path_factory.mktemp("reference")
+    collect(ENV, episodes=7, out=root, **SMALL)
+    return root
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -257,6 +248,13 @@ def test_several_frames_a_chunk_become_several_rows(tmp_path):
     _, reward, *_, info = env.step(chunk)
     np.testing.assert_array_equal(info["frames"], episode.frames[1:3])
     assert episode.rewards[:2].sum() == pytest.approx(reward)
+
+
+def test_an_environment_without_snapshots_or_success_is_recorded_all_the_same(tmp_path):
+    report = collect("tiny_envs:TinyOpaque-v0", episodes=2, out=tmp_path, horizon=3, frame_size=16)
+    episode = open_dataset(tmp_path).episode(1)
+    assert (episode.start, episode.success, report.success) == ({}, None, None)
+    assert episode.truncated.tolist() == [False, False, True]
 
 
 def test_discrete_actions_are_stored_as_one_hot_vectors(tmp_path):

@@ -54,18 +54,26 @@ class Ball(gymnasium.Env):
         return frame
 
 
-class Still(Ball):
-    """A ball whose state nobody documents: no snapshot can be taken."""
+class Opaque(gymnasium.Env):
+    """An environment whose state nobody documents: no snapshot can be taken."""
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self._hidden = np.zeros(3)
-        del self.state
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
-    def __getattr__(self, name):
-        if name == "state":
-            raise AttributeError(name)
-        return super().__getattr__(name)
+    def __init__(self, *, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.ones(2, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return np.zeros((SIDE, SIDE, 3), np.uint8)
 
 
 gymnasium.register("TinyBall-v0", entry_point=Ball)
+gymnasium.register("TinyOpaque-v0", entry_point=Opaque)
