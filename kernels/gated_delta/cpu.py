@@ -16,7 +16,7 @@ from kairos_env.kernels import native
 
 SOURCE = Path(__file__).with_name("gated_delta.cpp")
 SEGMENT = 64
-"""Tokens between the states that the backward pass starts from; the source has the same number."""
+"""Tokens between the states that the backward pass starts from."""
 THREADS_FROM = 4_000_000
 """Numbers of state touched (B T Hv K V) from which starting threads is worth it."""
 
@@ -37,7 +37,7 @@ def _fields(kind: Any, names: str) -> tuple[tuple[str, Any], ...]:
 class _DeltaProblem(ctypes.Structure):
     _fields_ = (
         *_fields(c_int64, "batch tokens key_heads value_heads key_size value_size"),
-        *_fields(c_int64, "span stored paper threads"),
+        *_fields(c_int64, "span segment stored paper threads"),
         ("scale", c_double),
         *_fields(_Stream, "q k v"),
         *_fields(c_void_p, "g beta start o final_state states residual"),
@@ -167,6 +167,7 @@ def _problem(
         key_size=key_size,
         value_size=size,
         span=span,
+        segment=SEGMENT,
         stored=states.shape[1] // -(-tokens // span),
         paper=paper,
         threads=_threads(batch * tokens * heads * key_size * size),

@@ -23,8 +23,7 @@
 
 namespace {
 
-constexpr Size kChunk = 16;    // tokens of a triangular system
-constexpr Size kSegment = 64;  // tokens between the states that the backward pass starts from
+constexpr Size kChunk = 16;  // tokens of a triangular system
 
 }  // namespace
 
@@ -40,9 +39,10 @@ struct Stream {  // (batch, tokens, heads, size), the last contiguous
 
 struct DeltaProblem {
   std::int64_t batch, tokens, key_heads, value_heads, key_size, value_size;
-  std::int64_t span;    // tokens between the boundary states
-  std::int64_t stored;  // states stored a span: its boundary, or one every kSegment tokens
-  std::int64_t paper;   // 1 for the form "paper"
+  std::int64_t span;     // tokens between the boundary states
+  std::int64_t segment;  // tokens between the states that the backward pass starts from
+  std::int64_t stored;   // states stored a span: its boundary, or one a segment
+  std::int64_t paper;    // 1 for the form "paper"
   std::int64_t threads;
   double scale;
   struct Stream q, k, v;
@@ -101,7 +101,7 @@ class Head {
     d_k_ = scratch_.take(kChunk * keys_);
     d_state_ = scratch_.take(keys_ * values_);
     d_state_columns_ = scratch_.take(keys_ * values_);
-    starts_ = scratch_.take(kSegment / kChunk * keys_ * values_);
+    starts_ = scratch_.take(chunks_of_segment() * keys_ * values_);
   }
 
   void forward(Size item, Size head) {
@@ -150,7 +150,7 @@ class Head {
     const Size both = state + 4 * rows + columns + square;
     const Size slack = 24 * kAlign;
     return both + slack +
-           (backward ? (2 + kSegment / kChunk) * state + 6 * rows + columns + square : 0);
+           (backward ? (2 + chunks_of_segment()) * state + 6 * rows + columns + square : 0);
   }
 
   // A NaN of the last head may have reached the padding, where it would reach this one.
@@ -159,11 +159,12 @@ class Head {
   }
 
   // -- where things lie
-  Size segments() const { return (p_.span + kSegment - 1) / kSegment; }
+  Size segments() const { return (p_.span + p_.segment - 1) / p_.segment; }
+  Size chunks_of_segment() const { return (p_.segment + kChunk - 1) / kChunk; }
   Range range(Size span, Size segment) const {
-    const Size first = span * p_.span + segment * kSegment;
+    const Size first = span * p_.span + segment * p_.segment;
     const Size end = std::min(p_.tokens, (span + 1) * p_.span);
-    return {first, std::min(end, first + kSegment)};
+    return {first, std::min(end, first + p_.segment)};
   }
   Size matrix(Size row, Size head) const {
     return (row * p_.value_heads + head) * p_.key_size * p_.value_size;
