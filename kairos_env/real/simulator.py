@@ -180,13 +180,12 @@ class MujocoSimulator(Simulator):
         for name, array in snapshots.model_arrays(self._model).items():
             _fill(array, snapshot.get(f"model/{name}", self._baseline[name]), name)
         self._set_mujoco_state(snapshot["mujoco"])
+        # mj_forward finds the contacts, which are not kept. Poses and the like then belong to the
+        # state, but in a running simulation they lag it by a physics step: put those back.
         self._mujoco.mj_forward(self._model, self._data)
-        # What was computed lags the state by a physics step, and mj_forward has changed the
-        # solver's warm start: put both back after it.
         for name, array in snapshots.computed_arrays(self._data).items():
             if f"data/{name}" in snapshot:
                 _fill(array, snapshot[f"data/{name}"], name)
-        self._set_mujoco_state(snapshot["mujoco"])
         super().restore(snapshot)
         packed = {k[6:]: v for k, v in snapshot.items() if k.startswith("parts/")}
         for part, values in zip(self._parts(), snapshots.unpack(packed), strict=True):

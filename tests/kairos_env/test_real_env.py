@@ -250,6 +250,28 @@ def test_an_environment_that_hides_its_state_says_so():
 
 
 @pytest.mark.render
+def test_a_changed_model_goes_into_the_snapshot_and_out_of_the_next_restore():
+    changed, plain = make_real("KairosPush-v0"), make_real("KairosPush-v0")
+    changed.reset(seed=0)
+    plain.reset(seed=0)
+    original = plain.snapshot()
+    inner = changed.low_level.unwrapped
+    block = inner.model.geom("block")
+    block.size[:2] = 0.25
+    block.rgba[:] = 1, 1, 0, 1
+    inner.model.body("block").mass[:] = 3.0
+    chunks = chunks_for(changed, 20)
+    snapshot = changed.snapshot()
+    truth = roll(changed, chunks)
+    plain.restore(snapshot)
+    assert_identical(truth, roll(plain, chunks))
+    changed.restore(original)
+    plain.restore(original)
+    np.testing.assert_array_equal(block.size[:2], 0.156)
+    assert_identical(roll(changed, chunks), roll(plain, chunks))
+
+
+@pytest.mark.render
 def test_the_time_limit_goes_into_the_snapshot():
     env = make_real("KairosReach-v0")
     env.reset(seed=0)
