@@ -125,7 +125,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
             early end repeats the last action).
         """
         self._require_running()
-        actions = []
+        actions: list[Any] = []
 
         def decide(index: int) -> Any:
             del index
@@ -133,9 +133,31 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
             return actions[-1]
 
         frame, reward, terminated, truncated, info = self._execute(decide)
-        actions += [actions[-1]] * (self.chunk - len(actions))
-        info["actions"] = np.stack(actions).reshape(cast(tuple[int, ...], self.action_space.shape))
+        info["actions"] = self._as_chunk(actions)
         return frame, reward, terminated, truncated, info
+
+    def plan(self, policy: LowLevelPolicy, rng: np.random.Generator) -> NDArray[Any]:
+        """The chunk that `follow` would take, found by playing it through and going back.
+
+        Cheaper than `snapshot` and `restore` around it: nothing is rendered.
+
+        Args:
+            policy: `policy(env, rng)` gives one low-level action for the present.
+            rng: The policy's randomness.
+
+        Returns:
+            K actions; an episode that ends on the way repeats the last.
+        """
+        self._require_running()
+        before = self._simulator.snapshot()
+        actions: list[Any] = []
+        over = False
+        while len(actions) < self.chunk and not over:
+            actions.append(self._one_low_level_action(policy(self, rng)))
+            _, terminated, truncated, _ = self._simulator.step(actions[-1])
+            over = terminated or truncated
+        self._simulator.restore(before)
+        return self._as_chunk(actions)
 
     def render(self) -> Frame | None:
         """The present frame, or None when made without a render mode."""
@@ -220,6 +242,12 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
             raise ResetNeeded("call reset before the first step")
         if self._phase == "over":
             raise ResetNeeded("the episode is over (terminated or truncated): call reset")
+
+    def _as_chunk(self, actions: list[Any]) -> NDArray[Any]:
+        """Up to K actions as a chunk; the last is repeated."""
+        filled = actions + [actions[-1]] * (self.chunk - len(actions))
+        chunk: NDArray[Any] = np.stack(filled)
+        return chunk.reshape(cast(tuple[int, ...], self.action_space.shape))
 
     def _low_level_actions(self, chunk: Any) -> list[Any]:
         """The chunk's K actions, each as the low-level space has them."""

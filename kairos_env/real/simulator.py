@@ -169,7 +169,7 @@ class MujocoSimulator(Simulator):
         for name, array in snapshots.computed_arrays(self._data).items():
             kept[f"data/{name}"] = array.copy()
         for name, array in snapshots.model_arrays(self._model).items():
-            if not np.array_equal(array, self._baseline[name]):
+            if array.tobytes() != self._baseline[name].tobytes():
                 kept[f"model/{name}"] = array.copy()
         return {"mujoco": state, **kept, **super().snapshot()}
 
@@ -178,7 +178,9 @@ class MujocoSimulator(Simulator):
         if "mujoco" not in snapshot:
             raise ForeignSnapshotError("not a snapshot of a MuJoCo simulation")
         for name, array in snapshots.model_arrays(self._model).items():
-            _fill(array, snapshot.get(f"model/{name}", self._baseline[name]), name)
+            values = snapshot.get(f"model/{name}", self._baseline[name])
+            if array.tobytes() != values.tobytes():
+                _fill(array, values, name)
         self._set_mujoco_state(snapshot["mujoco"])
         # mj_forward finds the contacts, which are not kept. Poses and the like then belong to the
         # state, but in a running simulation they lag it by a physics step: put those back.

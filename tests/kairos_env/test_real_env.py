@@ -185,7 +185,9 @@ def test_following_an_expert_is_stepping_with_the_actions_it_took():
     replayed.reset(seed=2)
     over = False
     while not over:
+        planned = led.plan(expert, rng)
         *ends, info = led.follow(expert, rng)
+        np.testing.assert_array_equal(planned, info["actions"])
         *same_ends, same_info = replayed.step(info["actions"])
         assert_identical([*ends, info["frames"]], [*same_ends, same_info["frames"]])
         over = ends[2] or ends[3]
