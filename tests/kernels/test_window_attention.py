@@ -289,7 +289,7 @@ def test_a_cache_of_another_window_is_refused() -> None:
     cache = FrameCache.empty(2, 4, 1, 2, H, D, dtype=q.dtype)
     with pytest.raises(ValueError, match=r"need \(2, 2, tokens"):
         window_attention_step(q, k, v, cache, window=3)
-    with pytest.raises(ValueError, match="dtype torch.float64"):
+    with pytest.raises(ValueError, match=r"dtype torch\.float64"):
         window_attention_step(
             q, k, v, FrameCache.empty(2, 3, 1, 2, H, D, dtype=torch.float32), window=3
         )
