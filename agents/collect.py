@@ -272,9 +272,9 @@ def record_episode(
     success = None
     terminated = truncated = False
     while not (terminated or truncated):
-        chunk = policy.act(frame)
-        frame, _, terminated, truncated, info = env.step(chunk)
-        rows = _rows_of_step(env, chunk, info)
+        step = policy.step(env, frame)
+        frame, terminated, truncated, info = step.frame, step.terminated, step.truncated, step.info
+        rows = _rows_of_step(env, step.chunk, info)
         frames.append(rows.frames)
         states.append(rows.states)
         actions.append(rows.actions)

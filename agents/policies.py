@@ -8,7 +8,7 @@ Legend: K low-level actions per env step, D numbers per action.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,14 +30,32 @@ SMOOTH_HALF_LIFE = 8.0
 SMOOTH_SPREAD = 0.7  # standard deviation of smooth noise before it is clipped to [-1, 1]
 
 
+@dataclass(frozen=True)
+class Step:
+    """One env step: the chunk taken and what the environment answered."""
+
+    chunk: Chunk
+    frame: Frame
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
 class Policy(Protocol):
     """Something that acts. `begin` is called after each reset."""
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
         """Forget the last episode; draw from `generator` alone from now on."""
 
-    def act(self, frame: Frame) -> Chunk:
-        """The next chunk, an element of `env.action_space`."""
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
+        """Take one env step from the frame; tells the chunk beside what `env.step` returns."""
+
+
+def execute(env: Env[Frame, Chunk], chunk: Chunk) -> Step:
+    """The step of a policy that knows its chunk beforehand."""
+    frame, reward, terminated, truncated, info = env.step(chunk)
+    return Step(chunk, frame, float(reward), terminated, truncated, info)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +142,11 @@ class RandomPolicy:
         self._space, self._generator = env.action_space, generator
         self._shape = _encoded_shape(env.action_space)
 
-    def act(self, frame: Frame) -> Chunk:
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """K independent actions."""
         del frame
-        return decode_actions(self._space, self._generator.uniform(-1, 1, self._shape))
+        encoded = self._generator.uniform(-1, 1, self._shape)
+        return execute(env, decode_actions(self._space, encoded))
 
 
 class SmoothPolicy:
@@ -142,7 +161,7 @@ class SmoothPolicy:
         self._steps, size = _encoded_shape(env.action_space)
         self._value = generator.normal(0, SMOOTH_SPREAD, size)
 
-    def act(self, frame: Frame) -> Chunk:
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """K actions further along."""
         del frame
         keep = 0.5 ** (1 / SMOOTH_HALF_LIFE)
@@ -152,16 +171,11 @@ class SmoothPolicy:
         for kick in kicks:
             self._value = keep * self._value + math.sqrt(1 - keep**2) * kick
             path.append(self._value)
-        return decode_actions(self._space, np.stack(path))
+        return execute(env, decode_actions(self._space, np.stack(path)))
 
 
 class ExpertPolicy:
-    """The scripted expert of the task, looking at the simulator after every low-level action.
-
-    A chunk must be known before it is executed. Where the environment can be put back, the expert
-    plays it through and time is turned back; elsewhere its first action is held for the whole
-    chunk.
-    """
+    """The scripted expert of the task, looking at the simulator after every low-level action."""
 
     def __init__(self, env: Env[Frame, Chunk]) -> None:
         from kairos_env.real import RealEnv
@@ -170,48 +184,23 @@ class ExpertPolicy:
         if not isinstance(env, RealEnv):
             raise ValueError(f"a scripted expert acts in environments from make_real, not in {env}")
         try:
-            self._expert: Callable[[Any, np.random.Generator], Chunk] = expert_for(env.name)
+            self._expert = expert_for(env.name)
         except KeyError as error:
             raise ValueError(
                 f"{error.args[0]}. Use another policy: random, smooth or the path of a checkpoint"
             ) from error
-        self._env: RealEnv = env
+        self._env = env
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
         """Take the episode's randomness."""
         del env
         self._generator = generator
-        self._can_go_back = True
 
-    def act(self, frame: Frame) -> Chunk:
-        """K actions, each an answer to the state that the ones before lead to."""
-        from kairos_env.real import SnapshotError
-
-        del frame
-        try:
-            before = self._env.snapshot() if self._can_go_back else None
-        except SnapshotError:
-            self._can_go_back, before = False, None
-        actions = [np.asarray(self._expert(self._env, self._generator))]
-        if before is not None:
-            actions += self._play(actions[0])
-            self._env.restore(before)
-        # Where time cannot be turned back, or the episode ends on the way: hold the last action.
-        actions += [actions[-1]] * (self._env.chunk - len(actions))
-        space = self._env.action_space
-        return np.asarray(np.stack(actions).reshape(space.shape or ()), space.dtype)
-
-    def _play(self, action: Chunk) -> list[Chunk]:
-        """The actions after the first, played in the simulator itself."""
-        low_level = self._env.low_level
-        played: list[Chunk] = []
-        while len(played) < self._env.chunk - 1:
-            _, _, terminated, truncated, _ = low_level.step(action)
-            if terminated or truncated:
-                break
-            action = np.asarray(self._expert(self._env, self._generator))
-            played.append(action)
-        return played
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
+        """K actions, each an answer to the state that the ones before led to."""
+        del env, frame
+        after, reward, terminated, truncated, info = self._env.follow(self._expert, self._generator)
+        return Step(info["actions"], after, reward, terminated, truncated, info)
 
 
 class DetourPolicy:
@@ -229,13 +218,13 @@ class DetourPolicy:
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
         """Take the episode's randomness; the first steps may be a detour already."""
-        self._generator, self._env = generator, env
+        self._generator = generator
         self._policy.begin(env, generator)
         self._noise.begin(env, generator)
         self._astray = bool(generator.random() < self._share)
 
-    def act(self, frame: Frame) -> Chunk:
-        """The policy's chunk, or one of the detour's."""
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
+        """The policy's step, or one of the detour's."""
         # Two-state chain: leaving with chance `back` and entering with `out` spends `share` of
         # the time astray.
         back = 1 / DETOUR_STEPS
@@ -246,8 +235,8 @@ class DetourPolicy:
         if self._share >= 1:
             self._astray = True
         if self._astray and not was_astray:
-            self._noise.begin(self._env, self._generator)
-        return self._noise.act(frame) if self._astray else self._policy.act(frame)
+            self._noise.begin(env, self._generator)
+        return (self._noise if self._astray else self._policy).step(env, frame)
 
 
 class CheckpointPolicy:
@@ -282,7 +271,7 @@ class CheckpointPolicy:
         self._space = env.action_space
         self._sampling = torch.Generator().manual_seed(int(generator.integers(2**62))).get_state()
 
-    def act(self, frame: Frame) -> Chunk:
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """A sampled chunk. torch draws from its global generator, which is lent our state."""
         import torch
 
@@ -290,7 +279,8 @@ class CheckpointPolicy:
             torch.set_rng_state(self._sampling)
             action, _ = self._model.predict(frame, deterministic=False)
             self._sampling = torch.get_rng_state()
-        return np.asarray(action).reshape(self._space.shape or ()).astype(self._space.dtype)
+        space = self._space
+        return execute(env, np.asarray(action).reshape(space.shape or ()).astype(space.dtype))
 
 
 def _load_checkpoint(path: Path) -> Any:

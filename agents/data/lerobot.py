@@ -127,7 +127,7 @@ class LeRobotDataset(Dataset):
     def start(self, index: int) -> dict[str, NDArray[Any]]:
         """The simulator's snapshot at the first frame; empty when none was recorded."""
         row = self._places[index].row
-        if "kairos/seed" not in row:
+        if "kairos" not in self._info:  # LeRobot's tools keep our columns, not our files
             return {}
         number = (
             row["meta/episodes/chunk_index"] * fmt.FILES_PER_CHUNK + row["meta/episodes/file_index"]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -16,10 +17,12 @@ from kairos_env.agents.collect_cli import INTERRUPTED
 from kairos_env.agents.data import DiskFullError, files, open_dataset
 from kairos_env.agents.data.writer import only_writer
 from kairos_env.agents.policies import (
+    DetourPolicy,
     PolicySpec,
     RandomPolicy,
     SmoothPolicy,
     choose_policy,
+    execute,
     make_policy,
 )
 from kairos_env.spaces import decode_actions, encode_actions
@@ -304,10 +307,26 @@ def env():
     environment.close()
 
 
+class Treadmill(gymnasium.Env):
+    """Has an action space, and goes nowhere."""
+
+    def __init__(self, space):
+        self.action_space = space
+
+    def step(self, action):
+        return None, 0.0, False, False, {}
+
+
+def acts(policy, env, steps, frame=None):
+    """The chunks of a policy that starts anew."""
+    policy.begin(env, np.random.default_rng(0))
+    treadmill = Treadmill(env.action_space)
+    return [policy.step(treadmill, frame).chunk for _ in range(steps)]
+
+
 def test_smooth_noise_travels_further_than_random(env):
     def distance(policy):
-        policy.begin(env, np.random.default_rng(0))
-        chunks = [encode_actions(env.action_space, policy.act(None)) for _ in range(400)]
+        chunks = [encode_actions(env.action_space, chunk) for chunk in acts(policy, env, 400)]
         path = np.concatenate(chunks).reshape(-1, 8, 2).sum(axis=1)
         return np.linalg.norm(path, axis=1).mean()
 
@@ -319,14 +338,10 @@ def test_a_degraded_policy_spends_the_asked_share_of_time_astray(env):
         def begin(self, env, generator):
             pass
 
-        def act(self, frame):
-            return np.zeros((4, 2), np.float32)
+        def step(self, env, frame):
+            return execute(env, np.zeros((4, 2), np.float32))
 
-    from kairos_env.agents.policies import DetourPolicy
-
-    policy = DetourPolicy(Zeros(), 0.3)
-    policy.begin(env, np.random.default_rng(0))
-    astray = np.array([policy.act(None).any() for _ in range(6000)])
+    astray = np.array([chunk.any() for chunk in acts(DetourPolicy(Zeros(), 0.3), env, 6000)])
     assert astray.mean() == pytest.approx(0.3, abs=0.03)
     bursts = np.flatnonzero(astray[1:] & ~astray[:-1])
     assert astray.sum() / len(bursts) == pytest.approx(4, abs=0.5)
@@ -342,16 +357,13 @@ def test_a_checkpoint_acts_and_leaves_the_global_generator_alone(env, tmp_path):
     policy = make_policy(PolicySpec(name=str(path)), env)
     frame, _ = env.reset(seed=1)
     before = torch.get_rng_state()
-    policy.begin(env, np.random.default_rng(0))
-    first = [policy.act(frame) for _ in range(2)]
+    first = acts(policy, env, 2, frame)
+    assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    policy.begin(env, np.random.default_rng(0))
-    again = [policy.act(frame) for _ in range(2)]
+    again = acts(policy, env, 2, frame)
+    torch.set_rng_state(before)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[0], first[1])
-    torch.set_rng_state(before)
-    policy.act(frame)
-    assert torch.equal(torch.get_rng_state(), before)
 
     other = Recipe(env=ENV, env_kwargs={"frame_size": 16, "chunk": 2}).make_env()
     with pytest.raises(ValueError, match="another chunk"):
