@@ -101,8 +101,8 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._inner.np_random = self.np_random
         self._inner._did_see_sim_exception = False
         self._steps = 0
-        observation, _ = self._inner.reset()
-        self.observation = self._within_bounds(observation)
+        self._inner.reset()
+        self.observation = self._within_bounds(self._first_observation())
         return self.observation.copy(), {"success": False}
 
     def step(
@@ -135,6 +135,18 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         inner._freeze_rand_vec = False
         inner.seeded_rand_vec = True
         inner._set_task_called = True
+
+    def _first_observation(self) -> Observation:
+        """What a reset should show.
+
+        Meta-World moves goals and furniture in the model without telling the simulation: picture
+        and observation would show their old places until the first step.
+        """
+        load_mujoco().mj_forward(self.model, self.data)
+        observation: Observation = self._inner._get_obs()
+        half = len(self._inner._prev_obs)
+        observation[half : 2 * half] = observation[:half]  # no past yet: the present twice
+        return observation
 
     def _within_bounds(self, observation: Observation) -> Observation:
         return np.clip(observation, self._low, self._high)

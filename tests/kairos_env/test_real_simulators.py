@@ -131,6 +131,16 @@ def test_success_can_end_the_episode(name):
     env.close()
 
 
+@needs("metaworld")
+def test_meta_world_shows_the_goal_in_its_place_from_the_first_frame_on():
+    env = make_real("metaworld/reach-v3", frame_size=16)
+    for seed in range(3):
+        _, info = env.reset(seed=seed)
+        shown = env.low_level.unwrapped.data.site("goal").xpos
+        np.testing.assert_allclose(shown, info["state"][-3:], atol=1e-6)
+    env.close()
+
+
 @needs("robosuite")
 def test_robosuite_is_silent_and_leaves_the_environment_alone():
     code = """
