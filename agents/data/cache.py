@@ -88,7 +88,9 @@ class FrameStore:
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         """Rows by number, slice or array of numbers, copied out of the map."""
-        return np.array(self._rows[rows])
+        picked = self._rows[rows]
+        # an array of numbers has copied already
+        return np.asarray(picked) if isinstance(rows, np.ndarray) else np.array(picked)
 
 
 class TrainingCache:
