@@ -1,0 +1,1 @@
+"""Train worlds from datasets."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from kairos_env.agents.training.config import TrainConfig
+from kairos_env.agents.training.config import WORLD_STAGES, TrainConfig
 from kairos_env.agents.training.learner import DivergedError
 
 
@@ -22,6 +22,9 @@ class Arguments:
     """Folder of the world to write."""
     minutes: float = 60.0
     """Wall-clock budget."""
+    steps: tuple[int, int, int] | None = None
+    """Updates of tokenizer, dynamics and rollout instead of a budget in minutes: the same weights
+    on every machine of the same kind."""
     size: str = "small"
     """tiny, small or medium."""
     name: str | None = None
@@ -34,6 +37,16 @@ class Arguments:
     device: str = "cpu"
 
 
+def run_config(arguments: Arguments) -> TrainConfig:
+    """The run that the arguments ask for."""
+    options = dict(vars(arguments))
+    steps = options.pop("steps")
+    if steps is not None:
+        pairs = zip(WORLD_STAGES, steps, strict=True)
+        options["stages"] = tuple(dataclasses.replace(stage, steps=n) for stage, n in pairs)
+    return TrainConfig(**options)
+
+
 def main(argv: Sequence[str]) -> int:
     """The command."""
     from kairos_env.agents.training.loop import train
@@ -41,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = tyro.cli(Arguments, args=list(argv), prog="kairos train")
     console = Console(stderr=True)
     try:
-        folder = train(TrainConfig(**vars(arguments)))
+        folder = train(run_config(arguments))
     except KeyboardInterrupt:
         return 130
     except (ValueError, ImportError, OSError, DivergedError) as error:

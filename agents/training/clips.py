@@ -55,7 +55,7 @@ class TrainingData:
 
     def start_snapshot(self, episode: int) -> Mapping[str, NDArray[Any]]:
         """The simulator's state at an episode's first frame."""
-        snapshot = self.dataset.start(episode)
+        snapshot = self.dataset.episode(episode).start
         if not snapshot:
             raise ValueError(
                 f"{self.dataset.path} holds no simulator state of episode {episode}; a world needs "

@@ -100,4 +100,4 @@ def _open_board(config: TrainConfig) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(config.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(config.folder / "tensorboard"))

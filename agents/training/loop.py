@@ -11,8 +11,12 @@ ends with the same weights as if it had never stopped.
 """
 
 import dataclasses
+import signal
+import threading
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
 import torch
 
@@ -69,37 +73,77 @@ def run_stage(
     log: RunLog,
 ) -> None:
     """All updates of one stage."""
-    if (
-        learner.step == 0
-        and learner.stage.learns == "dynamics"
-        and progress.stage == first_dynamics(config)
-    ):
+    if learner.step == 0 and progress.stage == first_dynamics(config):
         fit_statistics(world, data)
-    last_save = time.monotonic()
-    started = stage_started = time.perf_counter()
     log.stage(learner)
-    try:
+    clock = Clock(progress)
+    with Interrupt() as interrupt:
         while learner.planned is None or learner.step < learner.planned:
             if learner.planned is None:
-                learner.planned = plan(config, learner, time.perf_counter() - stage_started)
-            if learner.step == WARM:
-                stage_started = time.perf_counter()
+                learner.planned = plan(config, learner, clock.seconds_since(WARM))
             metrics = learner.update()
+            clock.tick(learner.step)
             log.update(learner, metrics)
             if learner.step % config.validate_every == 0:
                 log.validation(learner, validate(config, world, learner, data))
-            if time.monotonic() - last_save > 60 * config.save_every:
-                progress.seconds += time.perf_counter() - started
-                started = time.perf_counter()
+            if learner.between_groups and (interrupt.came or clock.due(config.save_every)):
                 save(config, run, world, learner, progress)
-                last_save = time.monotonic()
-    except KeyboardInterrupt:
-        progress.seconds += time.perf_counter() - started
-        save(config, run, world, learner, progress)
-        log.say(f"stopped at update {learner.step}; the same command goes on from here")
-        raise
-    progress.seconds += time.perf_counter() - started
+                if interrupt.came:
+                    log.say(f"stopped at update {learner.step}; the same command goes on from here")
+                    raise KeyboardInterrupt
     log.validation(learner, validate(config, world, learner, data))
+
+
+@dataclasses.dataclass
+class Clock:
+    """Time spent, time since the last checkpoint, and the rate of updates."""
+
+    progress: Progress
+    last: float = dataclasses.field(default_factory=time.perf_counter)
+    saved: float = dataclasses.field(default_factory=time.perf_counter)
+    marks: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def tick(self, step: int) -> None:
+        """An update is done."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self.last
+        self.last = now
+        if step <= WARM + MEASURED:
+            self.marks[step] = now
+
+    def seconds_since(self, step: int) -> float:
+        """Since an early update; 0 before it."""
+        return self.last - self.marks[step] if step in self.marks else 0.0
+
+    def due(self, minutes: float) -> bool:
+        """Whether a checkpoint is due; asking starts the next wait."""
+        if self.last - self.saved < 60.0 * minutes:
+            return False
+        self.saved = self.last
+        return True
+
+
+class Interrupt:
+    """Ctrl-C and a polite kill wait for the end of a group of updates; a second one does not."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
 
 
 def plan(config: TrainConfig, learner: Learner, seconds: float) -> int | None:
