@@ -76,15 +76,19 @@ class FrameRenderer:
         self._scene = self._mujoco.MjvScene(model, 10_000)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             self._scene.flags[getattr(self._mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
-        self._gl: Any = _make_gl_context(self._mujoco, frame_size)
-        self._gl.make_current()
-        self._context: Any = _make_cheap_context(self._mujoco, model, frame_size, samples)
+        self._gl: Any
+        self._context: Any
+        self._gl, self._context = _make_contexts(self._mujoco, model, frame_size, samples)
         _LIVE.add(self)
 
     def render(self, data: "mujoco.MjData") -> NDArray[np.uint8]:
         """A new (H, W, 3) frame of the simulation as it stands; the simulation is not changed."""
         if self._context is None:
             raise RenderError("this renderer is closed; make a new one")
+        if self._camera.trackbodyid >= 0:
+            # MuJoCo's tracking camera glides after the body, so its picture would depend on the
+            # frames before; ours looks at the body.
+            self._camera.lookat[:] = data.subtree_com[self._camera.trackbodyid]
         mujoco = self._mujoco
         mujoco.mjv_updateScene(
             self._model,
@@ -131,18 +135,18 @@ def _close_all() -> None:
         renderer.close()
 
 
-def _make_gl_context(mujoco: ModuleType, frame_size: int) -> Any:
-    """An OpenGL context, or a RenderError that says what is missing."""
-    if not hasattr(mujoco, "GLContext"):
-        chosen = os.environ.get("MUJOCO_GL", "unset")
-        raise RenderError(
-            f"MuJoCo was loaded without a renderer (MUJOCO_GL is {chosen}). {INSTALL_HINT}"
-        )
+def _make_contexts(
+    mujoco: ModuleType, model: "mujoco.MjModel", frame_size: int, samples: int
+) -> tuple[Any, Any]:
+    """OpenGL's context and MuJoCo's in it, or a RenderError that says what is missing."""
     try:
-        context = mujoco.GLContext(frame_size, frame_size)
+        context = _context_class(mujoco)(frame_size, frame_size)
+        context.make_current()
+        renderer = _make_cheap_context(mujoco, model, frame_size, samples)
     except Exception as error:  # each backend fails in its own way
         raise RenderError(
-            f"no offscreen OpenGL context could be made: {error}. {INSTALL_HINT}"
+            f"MuJoCo cannot render here (MUJOCO_GL is {os.environ.get('MUJOCO_GL', 'unset')}): "
+            f"{error}. {INSTALL_HINT}"
         ) from error
     if not _LIVE:
         # MuJoCo registers the end of its display when it makes a context. Exit handlers run last
@@ -150,7 +154,17 @@ def _make_gl_context(mujoco: ModuleType, frame_size: int) -> Any:
         # still stands.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
-    return context
+    return context, renderer
+
+
+def _context_class(mujoco: ModuleType) -> Any:
+    """The kind of OpenGL context that MUJOCO_GL asked for when MuJoCo was imported."""
+    if "MUJOCO_GL" not in os.environ and sys.platform.startswith("linux"):
+        # Somebody else imported MuJoCo, which then expects a display; EGL needs none.
+        return importlib.import_module("mujoco.egl").GLContext
+    if not hasattr(mujoco, "GLContext"):
+        raise RenderError("it was loaded without a renderer")
+    return mujoco.GLContext
 
 
 def _make_cheap_context(
@@ -186,8 +200,6 @@ def _make_camera(
                 f"no camera setting {key!r}; known: distance, azimuth, elevation, lookat, "
                 "trackbodyid"
             )
-        if key == "trackbodyid" and value >= 0:
-            view.type = mujoco.mjtCamera.mjCAMERA_TRACKING
         if key == "lookat":
             view.lookat[:] = value
         else:

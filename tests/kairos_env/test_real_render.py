@@ -132,6 +132,11 @@ print(env.step(numpy.zeros(2, "float32"))[1])
     assert "apt-get install --no-install-recommends libegl1 libgl1 libgl1-mesa-dri" in result.stderr
 
 
+def test_mujoco_imported_by_somebody_else_can_render_too():
+    result = run("import mujoco\n" + MAKE_AND_RENDER)
+    assert int(result.stdout) > 100, result.stderr
+
+
 def test_a_broken_display_is_reported_with_what_to_install():
     result = run(MAKE_AND_RENDER, MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99")
     assert "RenderError" in result.stderr
