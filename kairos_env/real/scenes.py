@@ -30,12 +30,17 @@ BLOCK_HALF = 0.156
 GOAL_RADIUS = 0.203
 WALL = 0.9375
 ROOF_RIGHT = 0.4
+ROOF_SLAB = 0.34
 
 PHYSICS_STEPS = 4  # of 10 ms: 25 actions a second
 SECONDS_PER_ACTION = 0.04
 # Rewards of four actions, the usual chunk, then add up to something between -1 and 1.
 STEP_WEIGHT = 0.25
 SUCCESS_REWARD = 1.0
+
+# Occlusion, in frames of four actions: drawn evenly from here, after at least so many in sight.
+HIDDEN_FRAMES = (3.0, 28.0)
+LEAD_FRAMES = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +314,7 @@ class KairosOccludeEnv(Scene):
 
     The ball coasts at one speed an episode and bounces off the upper and lower wall, also out of
     sight. Speed, direction and roof length are drawn anew, so that it is wholly hidden for 3 to
-    30 frames (of four actions). The agent lives between roof and right wall.
+    28 frames (of four actions), evenly. The agent lives between roof and right wall.
 
     Reward of an action: `-0.25 * distance / 2` from the agent's to the ball's centre, seen or not;
     `+1` with the action that catches the ball (success), `-1` with the one in which it reaches
@@ -346,14 +351,16 @@ class KairosOccludeEnv(Scene):
         return _joined(self.data.qpos, self.data.qvel, np.array([self._roof_left()]))
 
     def _lay_out(self, random: np.random.Generator) -> None:
-        # Speed in units a frame of 0.16 s. The ball is in sight for five frames or more before it
-        # goes under.
-        speed = np.exp(random.uniform(np.log(0.025), np.log(0.09)))
-        start_left = -WALL + BALL_RADIUS + 0.005
-        earliest_roof = start_left + BALL_RADIUS + 5 * speed
-        roof_left = random.uniform(earliest_roof, -0.1)
+        # Frames of four actions. The longer the ball hides, the slower it must be: before it goes
+        # under it is in sight for LEAD_FRAMES or more, and roof and lead must fit in the arena.
+        hidden = random.uniform(*HIDDEN_FRAMES)
+        first_start = -WALL + BALL_RADIUS + 0.005
+        room = ROOF_RIGHT - 3 * BALL_RADIUS - first_start
+        slowest, fastest = max(0.025, 0.1 / hidden), min(0.09, room / (hidden + LEAD_FRAMES))
+        speed = random.uniform(slowest, fastest)  # units a frame
+        roof_left = ROOF_RIGHT - 2 * BALL_RADIUS - hidden * speed
         self._place_roof(roof_left)
-        start = random.uniform(start_left, roof_left - BALL_RADIUS - 5 * speed)
+        start = random.uniform(first_start, roof_left - BALL_RADIUS - LEAD_FRAMES * speed)
         self._place("ball", np.array([start, random.uniform(-0.8, 0.8)]))
         along = speed / (4 * SECONDS_PER_ACTION)
         self.data.qvel[2:4] = along, along * random.uniform(-0.8, 0.8)
@@ -362,11 +369,11 @@ class KairosOccludeEnv(Scene):
     def _place_roof(self, left: float) -> None:
         """Three overlapping slabs from `left` to the roof's fixed right edge."""
         for i in range(3):
-            centre = max(ROOF_RIGHT - 0.2 - 0.4 * i, left + 0.2)
+            centre = max(ROOF_RIGHT - ROOF_SLAB * (i + 0.5), left + ROOF_SLAB / 2)
             self.data.mocap_pos[i] = centre, 0.0, 0.3
 
     def _roof_left(self) -> float:
-        return float(self.data.mocap_pos[2, 0]) - 0.2
+        return float(self.data.mocap_pos[2, 0]) - ROOF_SLAB / 2
 
     def _after_physics(self) -> None:
         """Reflect the ball off the upper and lower wall without loss."""
