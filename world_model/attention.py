@@ -1,7 +1,8 @@
-"""Attention over frames of tokens: one module, with window and dilation as data of the layer that uses it.
+"""Attention over frames of tokens: one module; window and dilation are data of the layer using it.
 
-The module owns projections, norms and rotation. *Which* keys a query may see is the caller's business (streaming,
-parallel and two-stream passes differ only there), and the sum over keys is a kernel's.
+The module owns projections, norms and rotation. *Which* keys a query may see is the caller's
+business (streaming, parallel and two-stream passes differ only there), and the sum over keys is a
+kernel's.
 
 Shapes: B batch, T frames, L tokens per frame, D token width, H heads, d head width, S text tokens.
 """
@@ -27,7 +28,8 @@ def grid_rotation(frames: Tensor, rows: Tensor, columns: Tensor, head_dim: int) 
     """Rotation e^{i angle} of every token, from its frame and its place in the frame.
 
     Args:
-        frames: (B, T) frame numbers. Taken in float64, so frame 1,000,000 rotates as exactly as frame 1.
+        frames: (B, T) frame numbers. Taken in float64, so frame 1,000,000 rotates as exactly as
+            frame 1.
         rows: (L,) row of each token.
         columns: (L,) column of each token.
         head_dim: d.
@@ -55,7 +57,7 @@ def line_rotation(positions: Tensor, head_dim: int) -> Tensor:
 
 
 def unit_circle(angles: Tensor) -> Tensor:
-    """cos + i sin of float64 angles, rounded to complex64."""
+    """The numbers cos + i sin of float64 angles, rounded to complex64."""
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
@@ -72,13 +74,13 @@ class RMSNorm(nn.RMSNorm):
     """RMS norm whose weight follows the input's type, so that autocast keeps the fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        """Give x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         assert self.weight is not None
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
-    """Queries, keys and values of one stream, normalised over the whole attention width and rotated."""
+    """Queries, keys and values of one stream, normalised over all heads together and rotated."""
 
     def __init__(
         self, dim: int, heads: int, head_dim: int, eps: float, *, half_rotation: bool = False
@@ -125,7 +127,7 @@ class CrossAttention(nn.Module):
         self.key_norm = RMSNorm(width, eps)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the text: x (B, ..., D), text (B, S, D), mask (B, S) True where a text token may be read."""
+        """Read the text: x (B, ..., D), text (B, S, D), mask (B, S) True where it may be read."""
         split = (self.heads, -1)
         tokens = x.flatten(1, -2)
         q = self.query_norm(self.query(tokens)).unflatten(-1, split).transpose(1, 2)  # (B, H, N, d)

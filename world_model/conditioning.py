@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
-    """[cos(t w), sin(t w)] with w_j = 10000^(-j / (width/2)), in float64, cast back to t's type: (..., width)."""
+    """[cos(t w), sin(t w)], w_j = 10000^(-j / (width/2)): (...,) to (..., width).
+
+    Computed in float64 and cast back to t's type.
+    """
     half = width // 2
     j = torch.arange(half, dtype=torch.float64, device=t.device)
     angles = t.double()[..., None] * 10000.0 ** (-j / half)
@@ -33,7 +36,7 @@ class NoiseLevel(nn.Module):
         return t
 
     def rows(self, t: Tensor) -> Tensor:
-        """(..., D) to the six rows (..., 6, D): scale, shift, gate for the mixer, then for the feed-forward."""
+        """(..., D) to rows (..., 6, D): scale, shift, gate for the mixer, then the feed-forward."""
         rows: Tensor = self.projection(nn.functional.silu(t)).unflatten(-1, (6, -1))
         return rows
 

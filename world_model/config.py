@@ -1,7 +1,8 @@
-"""What a world model is made of, as frozen data. Presets are plain values at the end of the file.
+"""What a world model is made of, as frozen data. The sizes that have names are in `presets.py`.
 
-A config says what is built; what is only known at run time (device, batch, number of frames) is an argument
-elsewhere. Every world on disk carries its config as JSON (`to_json`, `from_json`), and needs nothing else.
+A config says what is built; what is only known at run time (device, batch, number of frames) is an
+argument elsewhere. Every world on disk carries its config as JSON (`to_json`, `from_json`), and
+needs nothing else.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 LayerKind = Literal["SWA", "DSWA", "GLA", "FA"]
 # causal: frame-aligned windows, bidirectional inside a chunk, causal across chunks (our worlds).
-# flash, flex: the two window definitions of the published implementation, for imported weights only.
+# flash, flex: the two window definitions of the published implementation, for imported weights.
 Semantics = Literal["causal", "flash", "flex"]
 
 HYBRID: tuple[LayerKind, ...] = ("SWA", "SWA", "DSWA", "GLA")
@@ -43,8 +44,8 @@ class DeltaConfig:
     conv: int = 4
     """Taps of the short convolution before the rule."""
     decay: Literal["frame", "token"] = "frame"
-    """What one unit of decay time is. The published rule decays per token and so forgets a frame of many tokens
-    at once; per frame, half-lives are counted in frames at every resolution."""
+    """What one unit of decay time is. The published rule decays per token and so forgets a frame of
+    many tokens at once; per frame, half-lives are counted in frames at every resolution."""
     half_life: tuple[float, float] | None = (2.0, 1000.0)
     """Half-lives at initialisation, spread evenly in logarithm over the heads, in units of `decay`;
     None draws them as the published layer does."""
@@ -78,8 +79,8 @@ class PublishedRules:
     """Round queries and keys to float16 before the rotation, as the released first generation does
     since March 2026."""
     skip_undilated: bool = False
-    """Reproduce a released defect: layers without dilation hand their input to the output projection
-    unattended. For comparing with outputs of that revision only."""
+    """Reproduce a released defect: layers without dilation hand their input to the output
+    projection unattended. For comparing with outputs of that revision only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,12 +106,14 @@ class TransformerConfig:
     text_dim: int | None = None
     """Width of text features; None builds no cross-attention."""
     state_dim: int | None = None
-    """Size of a proprioceptive state that is appended to the text (published models); None for no such input."""
+    """Size of a proprioceptive state that is appended to the text (published models); None for no
+    such input."""
     semantics: Semantics = "causal"
     published: PublishedRules = PublishedRules()
     stem: Literal["patch", "conv"] = "patch"
-    """How latents become tokens and back: one linear patch, or a small convolutional stem and head with the previous
-    frames beside the noisy one (what small models need to learn motion at all)."""
+    """How latents become tokens and back: one linear patch, or a small convolutional stem and head
+    with the previous frames beside the noisy one (what small models need to learn motion at
+    all)."""
     stem_channels: int = 96
     stem_blocks: int = 1
     head_blocks: int = 3
@@ -118,7 +121,8 @@ class TransformerConfig:
     """Clean frames that the convolutional stem reads beside the noisy one."""
     actions_per_frame: int = 1
     action_conditions_time: bool = False
-    """Also add a frame's actions to its noise-level embedding, beside the attention path (small models)."""
+    """Also add a frame's actions to its noise-level embedding, beside the attention path (small
+    models)."""
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -145,7 +149,8 @@ class TransformerConfig:
             )
         if self.semantics == "causal" and "FA" in self.layers:
             raise ValueError(
-                "TransformerConfig.layers holds FA, whose cost grows with every frame; a dream needs SWA, DSWA or GLA"
+                "TransformerConfig.layers holds FA, whose cost grows with every frame; "
+                "a dream needs SWA, DSWA or GLA"
             )
         dilations = self.published.dilations
         if dilations is not None and len(dilations) != len(self.layers):
@@ -164,12 +169,12 @@ class TransformerConfig:
         return self.heads * self.head_dim
 
     def layer_dilation(self, kind: LayerKind) -> int:
-        """The dilation that a layer of this kind uses: window and dilation are data, not classes."""
+        """The dilation of a layer of this kind: window and dilation are data, not classes."""
         return self.dilation if kind == "DSWA" else 1
 
     @property
     def reach(self) -> int:
-        """How many frames back the windows of the whole stack can see; what lies beyond needs the GLA layers."""
+        """How many frames back the windows of the stack see; beyond, only GLA layers remember."""
         windowed = [kind for kind in self.layers if kind in ("SWA", "DSWA")]
         return sum((self.window - 1) * self.layer_dilation(kind) for kind in windowed)
 

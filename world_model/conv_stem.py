@@ -1,10 +1,12 @@
-"""The small model's way between latents and tokens: convolutions that also read the previous frames.
+"""The small model's way between latents and tokens: convolutions that also read earlier frames.
 
-A small transformer does not find motion from noise and attention alone: measured, it sits on a plateau for hundreds
-of steps, and with the previous frames' latents beside the noisy ones its loss falls fourfold in two hundred. The head
-predicts the clean frame as the previous frame plus a residual, so what stands still stays for free.
+A small transformer does not find motion from noise and attention alone: measured, it sits on a
+plateau for hundreds of steps, and with the previous frames' latents beside the noisy ones its loss
+falls fourfold in two hundred. The head predicts the clean frame as the previous frame plus a
+residual, so what stands still stays for free.
 
-Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token width, N = B * T.
+Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token
+width, N = B * T.
 """
 
 import torch
@@ -24,19 +26,19 @@ class ResidualBlock(nn.Module):
         self.film = nn.Linear(conditioning, 2 * channels)
         self.norm2 = nn.GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (N, channels, h, w), t (N, conditioning)."""
-        y = self.conv1(F.silu(self.norm1(x)))
+        """Read x (N, channels, h, w) under t (N, conditioning); the shape of x stays."""
+        y: Tensor = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.film(t)[:, :, None, None].chunk(2, dim=1)
         y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
         return x + y
 
 
 class ConvStem(nn.Module):
-    """Noisy latents and the previous frames to tokens; also returns the feature map, which the head reads again."""
+    """Noisy latents and the previous frames to tokens, and to a feature map for the head."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -49,7 +51,16 @@ class ConvStem(nn.Module):
         self.patch = nn.Conv2d(channels, config.video.dim, config.patch, stride=config.patch)
 
     def forward(self, latents: Tensor, previous: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """latents (B, T, C, h, w), previous (B, T, P, C, h, w), t (B, T, D) to tokens (B, T, L, D) and features."""
+        """Embed frames.
+
+        Args:
+            latents: (B, T, C, h, w), noisy.
+            previous: (B, T, P, C, h, w), the clean frames before each.
+            t: (B, T, D), what the noise level (and the actions) say.
+
+        Returns:
+            Tokens (B, T, L, D) and features (N, channels, h, w).
+        """
         B, T = latents.shape[:2]
         x = torch.cat([latents[:, :, None], previous], dim=2).flatten(2, 3).flatten(0, 1)
         x = self.conv(x)
@@ -74,11 +85,18 @@ class ConvHead(nn.Module):
         )
         self.conv = nn.Conv2d(channels, config.video.channels, 3, padding=1)
         # The first guess of an untrained model is that nothing moves.
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor) -> Tensor:
-        """tokens (B, T, L, D), t (B, T, D), features (N, channels, h, w), previous (B, T, C, h, w)."""
+        """Read the clean frames (B, T, C, h, w).
+
+        Args:
+            tokens: (B, T, L, D).
+            t: (B, T, D), what the noise level (and the actions) say.
+            features: (N, channels, h, w), the stem's.
+            previous: (B, T, C, h, w), the frame before each.
+        """
         B, T, _, D = tokens.shape
         side = (
             features.shape[-2] // self.unpatch.stride[0],

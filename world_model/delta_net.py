@@ -1,9 +1,11 @@
 """The layer with unbounded memory: a gated delta rule with short convolutions and an output gate.
 
-What it remembers of everything it has read is one matrix per head and the last inputs of the convolution, so a step
-costs the same at frame 10 and at frame 100,000. The layer is causal over the tokens of frames in order.
+What it remembers of everything it has read is one matrix per head and the last inputs of the
+convolution, so a step costs the same at frame 10 and at frame 100,000. The layer is causal over the
+tokens of frames in order.
 
-Shapes: B batch, N tokens (frames flattened), D width, H heads, K key width, V value width, C convolved channels.
+Shapes: B batch, N tokens (frames flattened), D width, H heads, K key width, V value width, C
+convolved channels.
 """
 
 import dataclasses
@@ -93,7 +95,7 @@ class GatedDeltaNet(nn.Module):
     def forward_with_boundaries(
         self, x: Tensor, state: DeltaState, chunk_tokens: int
     ) -> tuple[Tensor, DeltaState]:
-        """Read x and keep the memory as it was *before* each chunk: states of shape (B, N / chunk_tokens, ...)."""
+        """Read x and keep the memory *before* each chunk: states (B, N / chunk_tokens, ...)."""
         inputs = self._conv_inputs(x)
         q, k, v, _ = self._convolve(inputs, state.tail)
         g, beta = self._gates(x)
@@ -131,19 +133,19 @@ class GatedDeltaNet(nn.Module):
 
     @torch.no_grad()
     def half_lives(self) -> Tensor:
-        """(H,) half-life of each head at its bias, in frames or tokens as the config counts decay."""
+        """Half-life of each head at its bias, (H,), in frames or tokens as the config counts."""
         return math.log(2) / (self.log_rate.exp() * F.softplus(self.decay_bias))
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """x / sqrt(sum x^2 + 1e-6) over the last axis, in at least float32."""
+    """Give x / sqrt(sum x^2 + 1e-6) over the last axis, in at least float32."""
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     return (precise * torch.rsqrt((precise * precise).sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
 @torch.no_grad()
 def published_decay_(log_rate: Tensor, decay_bias: Tensor) -> None:
-    """The published draw: rate uniform in (0, 16), step log-uniform in (0.001, 0.1) with a floor of 1e-4."""
+    """The published draw: rate uniform in (0, 16), step log-uniform in (0.001, 0.1)."""
     log_rate.copy_(torch.empty_like(log_rate).uniform_(0.0, 16.0).clamp_min(1e-8).log())
     low, high = math.log(0.001), math.log(0.1)
     step = torch.empty_like(decay_bias).uniform_(low, high).exp().clamp_min(1e-4)

@@ -52,7 +52,7 @@ class Readout(NamedTuple):
     state: Tensor
     """(B, T, S)."""
     spread: Tensor
-    """(B, T, 1 + S): the deviation that the model expects of its reward and state, in their units."""
+    """(B, T, 1 + S): the error that the model expects of its reward and state, in their units."""
 
 
 class Heads(nn.Module):

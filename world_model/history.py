@@ -1,6 +1,7 @@
 """Frames and actions as the transformer reads them: each frame beside what came before it.
 
-Shapes: B batch, T frames, C h w a latent frame, P previous frames, A actions per frame, D their size.
+Shapes: B batch, T frames, C h w a latent frame, P previous frames, A actions per frame, D their
+size.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Mixture of transformers: a video stream and an action stream that share attention in every layer.
 
-One model, four modes. A mode says which streams run and who sees whom; the noise levels come with the inputs.
+One model, four modes. A mode says which streams run and who sees whom; the noise levels come with
+the inputs.
 
 | mode | video | action | for |
 |---|---|---|---|
@@ -9,11 +10,13 @@ One model, four modes. A mode says which streams run and who sees whom; the nois
 | POLICY | not run: its keys and values are in memory | noisy; sees history only | fast deployment |
 | INVERSE | clean | noisy; sees the frames before and after | labels for action-free video |
 
-In every mode a chunk sees *history* (earlier chunks, video and actions) through each layer's window, and GLA layers
-remember all earlier video. The same `forward` serves three passes: streaming (`memory` holds the past), parallel
-(many chunks in one call), and the noisy half of training (`trace` holds a clean run of the same frames).
+In every mode a chunk sees *history* (earlier chunks, video and actions) through each layer's
+window, and GLA layers remember all earlier video. The same `forward` serves three passes: streaming
+(`memory` holds the past), parallel (many chunks in one call), and the noisy half of training
+(`trace` holds a clean run of the same frames).
 
-Shapes: B batch, T frames, L video tokens and A action tokens per frame, D width, C h w latents, P previous frames.
+Shapes: B batch, T frames, L video tokens and A action tokens per frame, D width, C h w latents, P
+previous frames.
 """
 
 import dataclasses
@@ -69,7 +72,7 @@ class Inputs:
     actions: Tensor | None = None
     """(B, T, A, action size): the actions that lead to each frame."""
     actions_known: Tensor | None = None
-    """(B, T) bool; False puts a learned token in place of a frame's actions. None: all are known."""
+    """(B, T) bool; False puts a learned token in place of a frame's actions. None: all known."""
     action_noise: Tensor | None = None
     """(B, T)."""
     text: Tensor | None = None
@@ -79,7 +82,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class LayerTrace:
-    """One layer's keys and values of every frame of a clean run, and its delta states before every chunk."""
+    """What one layer had in a clean run: keys, values, and delta states before every chunk."""
 
     k: Tensor
     v: Tensor
@@ -91,7 +94,7 @@ class Outputs:
     """What one pass gives."""
 
     video: Tensor | None
-    """(B, T, C, h, w): the clean frame with a convolutional head, the velocity with a patch head."""
+    """(B, T, C, h, w): clean frames with a convolutional head, the velocity with a patch head."""
     tokens: Tensor | None
     """(B, T, L, D): video tokens after the last layer, for the heads."""
     action: Tensor | None
@@ -191,7 +194,8 @@ class Mixture(nn.Module):
             chunk_frames: frames that are denoised together.
             memory: the past of these frames; None when there is none.
             trace: a clean run of the same frames to look back at instead of these (training).
-            commit: also return the memory with these frames added; they should be clean. Needs `memory`.
+            commit: also return the memory with these frames added; they should be clean. Needs
+                `memory`.
             record: also return the trace of this run. Needs T to be whole chunks.
             predict: also read frames and actions from the last layer.
         """
@@ -200,7 +204,11 @@ class Mixture(nn.Module):
         kept: list[LayerMemory] = []
         traced: list[LayerTrace] = []
         for i in range(len(self.config.layers)):
-            past = Past(memory and memory[i], trace and trace[i], chunk_frames)
+            past = Past(
+                memory=memory[i] if memory is not None else None,
+                trace=trace[i] if trace is not None else None,
+                chunk_frames=chunk_frames,
+            )
             keys, delta = self._layer(i, video, action, mode, past, record)
             if commit and past.memory is not None:
                 frames = append_frames(past.memory.frames, keys.k, keys.v)
@@ -218,7 +226,7 @@ class Mixture(nn.Module):
     def _layer(
         self, i: int, video: Lane | None, action: Lane | None, mode: Mode, past: Past, record: bool
     ) -> tuple[Heads, DeltaState | None]:
-        """One layer of both streams; moves the lanes on and returns the keys that later frames will see."""
+        """One layer of both streams: moves the lanes on, returns the keys that later frames see."""
         block = cast(Block, self.video.blocks[i])
         partner = cast(Block, self.action.blocks[i]) if self.action else None
         dtype = past.memory.frames.k.dtype if past.memory else None
@@ -246,7 +254,7 @@ class Mixture(nn.Module):
         return joint, delta
 
     def _join(self, mine: "Visit | None", theirs: "Visit | None") -> Heads:
-        """The keys of a frame that others may see: video and action tokens, or those that this layer has."""
+        """What others may see of a frame: video and action tokens, or those that this layer has."""
         heads = [visit.heads for visit in (mine, theirs) if visit and visit.heads]
         if len(heads) == 2:
             return Heads(*(torch.cat(pair, dim=2) for pair in zip(*heads, strict=True)))
@@ -372,7 +380,10 @@ class Visit:
 def recall(
     delta: GatedDeltaNet, x: Tensor, past: Past, record: bool
 ) -> tuple[Tensor, DeltaState | None]:
-    """The GLA layer over frames of tokens x (B, T, L, D): streaming, parallel, recorded, or from a trace's states."""
+    """The GLA layer over frames of tokens x (B, T, L, D).
+
+    It streams from a memory, runs in parallel, records, or starts from a trace's states.
+    """
     B, T, L, _ = x.shape
     tokens = x.flatten(1, 2)
     if past.trace is not None and past.trace.delta is not None:

@@ -121,8 +121,8 @@ class Draws:
 
     def rows(self, rows: slice) -> "Draws":
         """The draws of some of the clips."""
-        fields = dataclasses.fields(self)
-        return Draws(**{f.name: _rows(getattr(self, f.name), rows) for f in fields})
+        names = [field.name for field in dataclasses.fields(self) if field.name != "mode"]
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def dynamics_loss(
 
 
 def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -> Past:
-    """The clips as history: what is remembered, lightly noised, and everything that goes with it."""
+    """The clips as history: what is remembered, lightly noised, and all that goes with it."""
     if "latents" in clips:
         truth = clips["latents"].float()
     else:
@@ -239,7 +239,8 @@ def heads_loss(
 ) -> tuple[Tensor, Metrics]:
     """The heads on transitions as the dream would remember them."""
     frames, actions = past.inputs.latents, past.inputs.actions
-    assert frames is not None and actions is not None
+    assert frames is not None
+    assert actions is not None
     return world.heads.loss(
         (frames[:, :-1], frames[:, 1:], actions[:, 1:], tokens[:, 1:].float()),
         clips["rewards"],
@@ -289,7 +290,3 @@ def mean_over_clips(values: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean in each clip, then the mean over clips; both (B, ...) of one shape."""
     values, weight = values.flatten(1), weight.flatten(1).float()
     return ((weight * values).sum(1) / weight.sum(1).clamp_min(1e-6)).mean()
-
-
-def _rows(value: Tensor | int, rows: slice) -> Tensor | int:
-    return value[rows] if isinstance(value, Tensor) else value

@@ -1,7 +1,8 @@
 """The memory that a dream carries from step to step: plain tensors, batch first, nothing hidden.
 
-Because every tensor's first axis is the dream, branching a dream for planning is indexing, a batch of dreams is a
-concatenation, and resetting one of them writes one row. Shapes: B dreams, P previous frames, C h w a latent frame.
+Because every tensor's first axis is the dream, branching a dream for planning is indexing, a batch
+of dreams is a concatenation, and resetting one of them writes one row. Shapes: B dreams, P previous
+frames, C h w a latent frame.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ class LayerMemory:
     """What one layer of the mixture remembers."""
 
     frames: FrameCache
-    """Keys and values of the last frames: of video and action tokens, or of actions alone in a GLA layer."""
+    """Keys and values of the last frames: of video and action tokens, in a GLA layer of actions
+    alone."""
     delta: DeltaState | None
     """The video's unbounded memory in a GLA layer."""
 
@@ -66,7 +68,10 @@ class DreamState:
         return self._map(lambda x: x.to(device))
 
     def write(self, dreams: Tensor, other: "DreamState") -> Self:
-        """These dreams with the rows `dreams` (n,) replaced by the n dreams of `other`; all others untouched."""
+        """These dreams with the rows `dreams` (n,) replaced by the n dreams of `other`.
+
+        All other rows stay bit for bit.
+        """
         self._require_same_shape(other)
         theirs = other.tensors()
         where = dreams.to(self.frame.device)
@@ -135,8 +140,8 @@ class DreamState:
         if mine != theirs:
             name = next(n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n))
             raise ValueError(
-                f"these dreams come from different worlds or texts: {name} has shape {mine.get(name)} here and "
-                f"{theirs.get(name)} there (batch left out)"
+                f"these dreams come from different worlds or texts: {name} has shape "
+                f"{mine.get(name)} here and {theirs.get(name)} there (batch left out)"
             )
 
 

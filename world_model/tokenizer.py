@@ -60,13 +60,14 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, h, w), unchanged in shape."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(y)))
+        y: Tensor = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(F.silu(self.norm2(y)))
+        return x + y
 
 
 class Tokenizer(nn.Module):
@@ -96,7 +97,7 @@ class Tokenizer(nn.Module):
         C = config.latent_channels
         self.register_buffer("latent_mean", torch.zeros(C))
         self.register_buffer("latent_scale", torch.ones(C))
-        # The median frame of the training data, in 0..1: what does not differ from it is background.
+        # The median frame of the training data, in 0..1; what differs from it is foreground.
         self.register_buffer("background", torch.zeros(3, *config.frame_size))
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -104,18 +105,19 @@ class Tokenizer(nn.Module):
         B, T = frames.shape[:2]
         mean, _ = self._posterior(self._pack(frames))
         latents = (mean - self.latent_mean[:, None, None]) / self.latent_scale[:, None, None]
-        return latents.unflatten(0, (B, T // self.config.temporal))
+        unpacked: Tensor = latents.unflatten(0, (B, T // self.config.temporal))
+        return unpacked
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, T / r, C, h, w) to uint8 frames (B, T, H, W, 3)."""
         B = latents.shape[0]
         pixels = self.decode_pixels(latents.flatten(0, 1))  # (N, 3r, H, W)
         frames = (pixels * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
-        frames = frames.unflatten(1, (self.config.temporal, 3)).permute(0, 1, 3, 4, 2)
-        return frames.reshape(B, -1, *frames.shape[2:])
+        unpacked: Tensor = frames.unflatten(1, (self.config.temporal, 3)).permute(0, 1, 3, 4, 2)
+        return unpacked.reshape(B, -1, *unpacked.shape[2:])
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
-        """Normalised latents (N, C, h, w) to colours (N, 3r, H, W), in 0..1 where they are right."""
+        """Normalised latents (N, C, h, w) to colours (N, 3r, H, W), in 0..1 where right."""
         raw = latents * self.latent_scale[:, None, None] + self.latent_mean[:, None, None]
         pixels: Tensor = self.decoder(raw) + 0.5
         return pixels
@@ -180,8 +182,8 @@ class Tokenizer(nn.Module):
                 f"got {frames.shape[1]} frames; pass a multiple"
             )
         packed = frames.flatten(0, 1).unflatten(0, (-1, self.config.temporal))
-        packed = packed.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        return packed.to(self.latent_mean) / 255.0
+        colours: Tensor = packed.permute(0, 1, 4, 2, 3).flatten(1, 2).to(self.latent_mean)
+        return colours / 255.0
 
     def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.encoder(pixels - 0.5).chunk(2, dim=1)

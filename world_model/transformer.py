@@ -1,9 +1,11 @@
-"""Blocks and streams. A stream embeds its tokens, holds one block per layer, and reads its output from the last.
+"""Blocks and streams: a stream embeds its tokens, holds a block per layer, and reads its output.
 
-A block is split at its mixer, because two streams meet there: `mixer_input` gives what attention or the delta rule
-reads, `after_mixer` takes what came back and does the rest. `mixture.py` runs the streams side by side.
+A block is split at its mixer, because two streams meet there: `mixer_input` gives what attention or
+the delta rule reads, `after_mixer` takes what came back and does the rest. `mixture.py` runs the
+streams side by side.
 
-Shapes: B batch, T frames, L tokens per frame, D token width, S text tokens. Rows of modulation: (scale, shift, gate).
+Shapes: B batch, T frames, L tokens per frame, D token width, S text tokens. Rows of modulation:
+(scale, shift, gate).
 """
 
 import math
@@ -20,7 +22,10 @@ from kairos_env.world_model.delta_net import GatedDeltaNet
 
 
 class Block(nn.Module):
-    """One layer of one stream: mixer, cross-attention to the text, feed-forward, all modulated by the noise level."""
+    """One layer of one stream: mixer, cross-attention to the text, feed-forward.
+
+    The noise level modulates the mixer and the feed-forward.
+    """
 
     def __init__(
         self, config: TransformerConfig, stream: StreamConfig, kind: LayerKind, frame_tokens: int
@@ -112,9 +117,12 @@ class PatchHead(nn.Module):
         self.linear = nn.Linear(dim, channels * patch * patch)
 
     def forward(self, tokens: Tensor, t: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, T, L, D) and embedded noise level (..., D) to (B, T, C, h, w); rows here are (shift, scale)."""
+        """(B, T, L, D) and embedded noise level (..., D) to (B, T, C, h, w).
+
+        The rows here are (shift, scale), as in the published head.
+        """
         shift, scale = (self.modulation + t[..., None, :]).unbind(-2)
-        y = self.linear(modulate(tokens, scale, shift, self.eps))
+        y: Tensor = self.linear(modulate(tokens, scale, shift, self.eps))
         B, T = tokens.shape[:2]
         y = y.view(B, T, *grid, self.patch, self.patch, -1)  # channel fastest
         y = y.permute(0, 1, 6, 2, 4, 3, 5)  # (B, T, C, rows, p, columns, p)
@@ -157,7 +165,8 @@ class ActionStream(Stream):
             if config.state_dim and config.text_dim
             else None
         )
-        # Stands for an action nobody knows: the one before a first frame, or all of them in action-free video.
+        # Stands for an action nobody knows: the one before a first frame, or all of them in
+        # action-free video.
         self.unknown = (
             nn.Parameter(torch.zeros(stream.dim)) if config.semantics == "causal" else None
         )

@@ -277,7 +277,8 @@ class WorldModel(nn.Module):
         outputs = self.mixture(
             inputs, FORWARD, chunk_frames=F, memory=state.layers, commit=True, predict=False
         )
-        assert outputs.memory is not None and outputs.tokens is not None
+        assert outputs.memory is not None
+        assert outputs.tokens is not None
         after = dataclasses.replace(
             state, layers=outputs.memory, previous=known[:, -P:], frame=state.frame + F
         )
