@@ -55,7 +55,7 @@ def occlude_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> 
     agent, ball, velocity, ball_velocity = state[0:2], state[2:4], state[4:6], state[6:8]
     seconds = max(0.0, (agent[0] - ball[0]) / ball_velocity[0])
     crossing = _reflect(float(ball[1] + ball_velocity[1] * seconds), WALL - BALL_RADIUS)
-    return _drive(agent, velocity, target=np.array([0.75, crossing]))
+    return _drive(agent, velocity, target=np.array([0.8, crossing]))
 
 
 def _scene_state(env: "gymnasium.Env[Any, Any]") -> Vector:

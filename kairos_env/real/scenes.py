@@ -29,8 +29,8 @@ BALL_RADIUS = 0.125
 BLOCK_HALF = 0.156
 GOAL_RADIUS = 0.203
 WALL = 0.9375
-ROOF_RIGHT = 0.4
-ROOF_SLAB = 0.34
+ROOF_RIGHT = 0.5
+ROOF_SLAB = 0.36
 
 PHYSICS_STEPS = 4  # of 10 ms: 25 actions a second
 SECONDS_PER_ACTION = 0.04
@@ -314,7 +314,8 @@ class KairosOccludeEnv(Scene):
 
     The ball coasts at one speed an episode and bounces off the upper and lower wall, also out of
     sight. Speed, direction and roof length are drawn anew, so that it is wholly hidden for 3 to
-    28 frames (of four actions), evenly. The agent lives between roof and right wall.
+    28 frames (of four actions), evenly. The agent, slower than elsewhere, slides along the right
+    wall: who waits for the ball to come out before moving is often late.
 
     Reward of an action: `-0.25 * distance / 2` from the agent's to the ball's centre, seen or not;
     `+1` with the action that catches the ball (success), `-1` with the one in which it reaches
@@ -356,15 +357,15 @@ class KairosOccludeEnv(Scene):
         hidden = random.uniform(*HIDDEN_FRAMES)
         first_start = -WALL + BALL_RADIUS + 0.005
         room = ROOF_RIGHT - 3 * BALL_RADIUS - first_start
-        slowest, fastest = max(0.025, 0.1 / hidden), min(0.09, room / (hidden + LEAD_FRAMES))
+        slowest, fastest = max(0.025, 0.11 / hidden), min(0.09, room / (hidden + LEAD_FRAMES))
         speed = random.uniform(slowest, fastest)  # units a frame
         roof_left = ROOF_RIGHT - 2 * BALL_RADIUS - hidden * speed
         self._place_roof(roof_left)
         start = random.uniform(first_start, roof_left - BALL_RADIUS - LEAD_FRAMES * speed)
         self._place("ball", np.array([start, random.uniform(-0.8, 0.8)]))
         along = speed / (4 * SECONDS_PER_ACTION)
-        self.data.qvel[2:4] = along, along * random.uniform(-0.8, 0.8)
-        self._place("agent", np.array([random.uniform(0.71, 0.82), random.uniform(-0.8, 0.8)]))
+        self.data.qvel[2:4] = along, along * random.uniform(-1.6, 1.6)
+        self._place("agent", np.array([random.uniform(0.78, 0.82), random.uniform(-0.8, 0.8)]))
 
     def _place_roof(self, left: float) -> None:
         """Three overlapping slabs from `left` to the roof's fixed right edge."""
