@@ -1,8 +1,5 @@
 """Promises of the offline text encoder."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -54,10 +51,10 @@ def test_words_of_any_script_are_read(encoder: TextEncoder) -> None:
     assert mask.sum() == 2
 
 
-def test_buckets_are_the_same_in_every_process() -> None:
-    code = "from kairos_env.world_model.text import hash_grams; print(hash_grams('block', 4096))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == str(hash_grams("block", 4096))
+def test_buckets_never_change() -> None:
+    # trained weights belong to them: a world of today must read its texts in every later version
+    assert hash_grams("block", 4096)[:5] == (2478, 432, 3646, 3292, 1467)
+    assert len(hash_grams("block", 4096)) == 1 + 5 + 4 + 3
 
 
 def test_it_learns_to_tell_instructions_apart() -> None:

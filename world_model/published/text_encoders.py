@@ -201,7 +201,8 @@ class QwenTextEncoder:
 
     def _places(self, picture: dict[str, Tensor]) -> int:
         """Tokens that stand for one picture."""
-        return int(picture["image_grid_thw"].prod()) // self.image_processor.merge_size**2
+        merged: int = self.image_processor.merge_size**2
+        return int(picture["image_grid_thw"].prod()) // merged
 
     def _check_length(self, inputs: dict[str, Tensor]) -> None:
         expected = int(inputs["image_grid_thw"].prod(1).sum()) // self.image_processor.merge_size**2
