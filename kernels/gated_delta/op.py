@@ -142,10 +142,12 @@ def short_conv(
     shape = (x.shape[0], w.shape[1] - 1, x.shape[2])
     if state is None:
         state = x.new_zeros(shape)
-    if tuple(state.shape) != shape or state.dtype != x.dtype:
+    if w.device != x.device:
+        raise ValueError(f"short_conv: x is on {x.device} and w on {w.device}; move one of them")
+    if tuple(state.shape) != shape or state.dtype != x.dtype or state.device != x.device:
         raise ValueError(
-            f"short_conv: the state must be {shape} {x.dtype} (the last width - 1 inputs), "
-            f"got {tuple(state.shape)} {state.dtype}"
+            f"short_conv: the state must be {shape} {x.dtype} on {x.device} (the last width - 1 "
+            f"inputs), got {tuple(state.shape)} {state.dtype} on {state.device}"
         )
     name = dispatch.pick(
         "short_conv",
@@ -199,6 +201,9 @@ def _check_inputs(
             "gated_delta: value heads must be a multiple of key heads, "
             f"got {_shapes(q, k, v, g, beta)}"
         )
+    if {x.device for x in (q, k, g, beta)} != {v.device}:
+        devices = ", ".join(str(x.device) for x in (q, k, v, g, beta))
+        raise ValueError(f"gated_delta: q, k, v, g, beta must be on one device, got {devices}")
     if q.dtype != v.dtype or k.dtype != v.dtype or not v.is_floating_point():
         raise ValueError(
             "gated_delta: q, k and v need one floating-point dtype, "

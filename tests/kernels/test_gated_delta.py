@@ -302,6 +302,10 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         gated_delta_boundaries(*streams, chunk_tokens=0)
     with pytest.raises(ValueError, match="one floating-point dtype"):
         gated_delta_rule(streams[0].float(), *streams[1:])
+    with pytest.raises(ValueError, match="on one device, got meta, cpu, cpu"):
+        gated_delta_rule(streams[0].to("meta"), *streams[1:])
+    with pytest.raises(ValueError, match="x is on cpu and w on meta"):
+        short_conv(torch.zeros(2, 5, 3), torch.zeros(3, 4, device="meta"))
     with pytest.raises(ValueError, match="x must be"):
         short_conv(torch.zeros(2, 5, 3), torch.zeros(4, 4))
     with pytest.raises(ValueError, match="the state must be"):
