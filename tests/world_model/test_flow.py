@@ -60,6 +60,17 @@ def test_few_step_schedule_has_the_published_times() -> None:
     torch.testing.assert_close(Schedule.few_step().timesteps, expected, atol=0.01, rtol=0)
 
 
+def test_levels_are_those_of_the_published_arithmetic_to_the_bit() -> None:
+    # computed by the published implementation; another order of operations moves the last bit,
+    # and one unit there is visible in the timestep embedding
+    video = Schedule.for_video(4, tokens=12, frames=9).sigmas
+    expected = ("0x1.fffffep-1", "0x1.df4c98p-1", "0x1.a90276p-1", "0x1.3d379cp-1")
+    assert video.tolist() == [float.fromhex(level) for level in expected]
+    actions = Schedule.for_actions(4).sigmas
+    expected = ("0x1.0p+0", "0x1.ep-1", "0x1.aaaaaap-1", "0x1.4p-1")
+    assert actions.tolist() == [float.fromhex(level) for level in expected]
+
+
 def test_levels_fall_strictly_and_end_at_zero() -> None:
     for schedule in (
         Schedule(steps=7),
