@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kairos_env.real import RealEnv
 
 # An episode of this many steps will not end by itself.
-ENDLESS = 100_000
+ENDLESS = 10_000
 # Packages whose versions decide what the frames and states are.
 RECORDED_PACKAGES = (
     "kairos-env",

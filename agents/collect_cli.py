@@ -97,9 +97,9 @@ def run(argv: Sequence[str]) -> int:
         ImportError,
         RuntimeError,
     ) as error:
-        errors.print(f"kairos collect: {error}", markup=False)
-        for note in getattr(error, "__notes__", ()):
+        for note in getattr(error, "__notes__", ()):  # where in a worker it happened
             errors.print(note, markup=False, style="dim")
+        errors.print(f"kairos collect: {error}", markup=False)
         return 1
     _print(report)
     return 0

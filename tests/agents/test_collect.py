@@ -413,3 +413,9 @@ def test_experts_solve_our_scene_through_chunks():
     assert all(episode.success for episode in episodes)
     # Closed loop: the four actions of a chunk are not one action held.
     assert all(np.ptp(episode.actions, axis=1).max() > 0.05 for episode in episodes)
+
+
+def test_an_episode_that_never_ends_asks_for_a_horizon(tmp_path, monkeypatch):
+    monkeypatch.setattr("kairos_env.agents.collect.ENDLESS", 50)
+    with pytest.raises(CollectError, match="episode 0 failed: .*give a horizon"):
+        collect("tiny_envs:TinyOpaque-v0", episodes=1, out=tmp_path, frame_size=16)
