@@ -1,7 +1,7 @@
 """Kairos: a Gymnasium environment whose physics is a network.
 
-Importing this package registers `Kairos-v0` and our ground-truth scenes and does nothing else; torch, MuJoCo
-and the network are loaded when they are first used.
+Importing this package registers `Kairos-v0` and our ground-truth scenes and does nothing else;
+torch, MuJoCo and the network are loaded when they are first used.
 """
 
 import importlib

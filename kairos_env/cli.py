@@ -1,8 +1,8 @@
 """The command line: `kairos COMMAND ...`.
 
-The table names each command's home as a string and imports it when it is called, the way Gymnasium registers
-environments. So `kairos --help` loads no torch, and the front door needs no import that would run against the
-arrow `benchmarks -> agents -> kairos_env -> world_model -> kernels`.
+The table names each command's home as a string and imports it when it is called, the way Gymnasium
+registers environments. So `kairos --help` loads no torch, and the front door needs no import that
+would run against the arrow `benchmarks -> agents -> kairos_env -> world_model -> kernels`.
 """
 
 import difflib
@@ -10,12 +10,17 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# command: (module:function taking the remaining arguments and returning an exit status, one line of help)
+# command: (module:function that takes the remaining arguments and returns an exit status, help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "dream": ("kairos_env.dream:main", "roll a world out and write a video and a picture"),
-    "doctor": ("kairos_env.doctor:main", "say what this machine can do and which kernels were chosen"),
+    "doctor": (
+        "kairos_env.doctor:main",
+        "say what this machine can do and which kernels were chosen",
+    ),
+    "worlds": ("kairos_env.list_worlds:main", "list the bundled worlds and how good they are"),
     "collect": ("kairos_env.agents.collect:main", "record episodes of a real environment"),
     "data": ("kairos_env.agents.data.cli:main", "look at a dataset: info, show, check"),
+    "train": ("kairos_env.agents.training.cli:main", "learn a world from recorded episodes"),
     "bench": ("kairos_env.benchmarks.cli:main", "measure kernels and worlds on this machine"),
 }
 
