@@ -417,5 +417,5 @@ def test_experts_solve_our_scene_through_chunks():
 
 def test_an_episode_that_never_ends_asks_for_a_horizon(tmp_path, monkeypatch):
     monkeypatch.setattr("kairos_env.agents.collect.ENDLESS", 50)
-    with pytest.raises(CollectError, match="episode 0 failed: .*give a horizon"):
+    with pytest.raises(CollectError, match=r"episode 0 failed: .*give a horizon"):
         collect("tiny_envs:TinyOpaque-v0", episodes=1, out=tmp_path, frame_size=16)
