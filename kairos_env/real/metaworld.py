@@ -89,10 +89,6 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         """Seconds per action."""
         return float(self._inner.dt)
 
-    def snapshot_parts(self) -> list[object]:
-        """Further objects whose plain values belong to the episode."""
-        return [self._inner]
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:

@@ -81,8 +81,10 @@ class Simulator:
     def snapshot(self) -> Snapshot:
         """Everything an exact replay needs; raises SnapshotError where that is out of reach."""
         self._require_documented_state()
-        layers = [snapshots.plain_values(layer) for layer in snapshots.env_layers(self.env)]
-        packed = snapshots.pack({"layers": layers, "random": snapshots.random_state(self.env)})
+        layers = snapshots.env_layers(self.env)
+        values = [snapshots.plain_values(layer) for layer in layers]
+        random = [snapshots.random_state(layer) for layer in layers]
+        packed = snapshots.pack({"values": values, "random": random})
         return {"state": self.state.copy(), **{f"env/{k}": v for k, v in packed.items()}}
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -93,14 +95,14 @@ class Simulator:
         except (KeyError, ValueError) as error:
             raise ForeignSnapshotError(f"not a snapshot of this kind: {error!r}") from error
         layers = snapshots.env_layers(self.env)
-        if len(kept["layers"]) != len(layers):
+        if len(kept["values"]) != len(layers):
             raise ForeignSnapshotError(
-                f"expected the values of {len(layers)} layers (wrappers and environment), got "
-                f"{len(kept['layers'])}: the snapshot is of an environment wrapped in another way"
+                f"expected the values of {len(layers)} layers (wrappers and environments), got "
+                f"{len(kept['values'])}: the snapshot is of an environment wrapped in another way"
             )
-        for layer, values in zip(layers, kept["layers"], strict=True):
+        for layer, values, random in zip(layers, kept["values"], kept["random"], strict=True):
             snapshots.put_back(layer, values)
-        snapshots.set_random_state(self.env, kept["random"])
+            snapshots.set_random_state(layer, random)
         self.state = snapshot["state"].copy()
 
     def close(self) -> None:
@@ -274,9 +276,9 @@ def _view_of(env: Env) -> dict[str, Any]:
     own = getattr(inner, "mujoco_renderer", None)
     if own is None:
         return {}
-    asked_for = inner.camera_name if inner.camera_name is not None else inner.camera_id
-    if asked_for is not None:
-        return {"camera": asked_for}
+    for asked_for in (getattr(inner, "camera_name", None), getattr(inner, "camera_id", None)):
+        if asked_for is not None:
+            return {"camera": asked_for}
     if type(inner).__name__ in _CLOSER_VIEWS:
         return dict(_CLOSER_VIEWS[type(inner).__name__])
     # A robot that walks out of the picture helps nobody: follow it where the model can.

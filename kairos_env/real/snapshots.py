@@ -134,26 +134,36 @@ def _looks_into_simulator(array: NDArray[Any]) -> bool:
 
 
 def env_layers(env: "gymnasium.Env[Any, Any]") -> list[object]:
-    """The wrappers from the outside in, and the environment itself last."""
-    layers: list[object] = [env]
-    while env is not env.unwrapped:
-        env = env.env  # type: ignore[attr-defined]  # only wrappers get here
-        layers.append(env)
+    """The wrappers from the outside in, the environment, and environments that these hold."""
+    from gymnasium import Env
+
+    layers: list[object] = []
+    waiting: list[object] = [env]
+    while waiting:
+        layer = waiting.pop(0)
+        if not any(layer is known for known in layers):
+            layers.append(layer)
+            waiting += [value for value in vars(layer).values() if isinstance(value, Env)]
     return layers
 
 
-def random_state(env: "gymnasium.Env[Any, Any]") -> str:
-    """The state of the environment's own generator, as text; empty before the first use."""
-    generator = env.unwrapped._np_random
+def random_state(layer: object) -> str:
+    """The state of a layer's own generator, as text; empty where it has none yet."""
+    generator = vars(layer).get("_np_random")
     return "" if generator is None else json.dumps(generator.bit_generator.state)
 
 
-def set_random_state(env: "gymnasium.Env[Any, Any]", text: str) -> None:
-    """Put the environment's own generator back."""
-    if not text:
-        env.unwrapped._np_random = None
-        return
-    env.unwrapped.np_random.bit_generator.state = json.loads(text)
+def set_random_state(layer: object, text: str) -> None:
+    """Put a layer's own generator back."""
+    generator = vars(layer).get("_np_random")
+    if text and generator is not None:
+        generator.bit_generator.state = json.loads(text)
+    elif text:
+        generator = np.random.Generator(np.random.PCG64())
+        generator.bit_generator.state = json.loads(text)
+        vars(layer)["_np_random"] = generator
+    elif generator is not None:
+        vars(layer)["_np_random"] = None
 
 
 # -- MuJoCo ---------------------------------------------------------------------------------------

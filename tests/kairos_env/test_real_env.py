@@ -243,6 +243,40 @@ def test_a_documented_state_is_restored_with_counters_and_random_stream():
     assert_identical(truth, roll(fresh, chunks[1:]))
 
 
+class Holder(gymnasium.Env):
+    """Passes everything on to an environment that it holds, which draws from its own generator."""
+
+    metadata = Countdown.metadata
+
+    def __init__(self):
+        self.held = Countdown(length=6, render_mode="rgb_array")
+        self.observation_space = self.held.observation_space
+        self.action_space = self.held.action_space
+        self.state = ()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.held.reset(seed=seed)
+
+    def step(self, action):
+        return self.held.step(action)
+
+    def render(self):
+        return self.held.render()
+
+
+def test_an_environment_inside_an_environment_is_restored_with_its_random_stream():
+    env, fresh = (RealEnv(Simulator(Holder(), frame_size=16), name="Holder") for _ in range(2))
+    env.reset(seed=0)
+    chunks = chunks_for(env, 5)
+    snapshot = env.snapshot()
+    truth = roll(env, chunks)
+    env.restore(snapshot)
+    assert_identical(truth, roll(env, chunks))
+    fresh.restore(snapshot)
+    assert_identical(truth, roll(fresh, chunks))
+
+
 def test_an_environment_that_hides_its_state_says_so():
     env = countdown(documented=False)
     env.reset(seed=0)
