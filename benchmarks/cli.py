@@ -11,6 +11,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.kernels:main",
         "each fast kernel against its twin, full attention and the machine's peak",
     ),
+    "data": (
+        "kairos_env.benchmarks.data:main",
+        "recording, storing and sampling of episodes",
+    ),
 }
 
 

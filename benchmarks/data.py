@@ -1,7 +1,7 @@
 """How fast episodes are recorded, stored and cut into clips, and what storing costs in pixels.
 
-    python -m kairos_env.benchmarks.data                    # records a small dataset of its own
-    python -m kairos_env.benchmarks.data --dataset data/push --out result.json
+    kairos bench data                        # records a small dataset of its own
+    kairos bench data --dataset data/push
 
 Rates are given twice: by the clock, and by the processor time this process used, which other work
 on the machine disturbs less. Processor time of worker processes is not counted.
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from rich.table import Table
 
 from kairos_env.agents.collect import collect
 from kairos_env.agents.data import ClipConfig, Clips, Dataset, DatasetRows, open_cache, open_dataset
-from kairos_env.agents.data.files import write_json
 from kairos_env.agents.data.video import CODECS, VideoReader, encode
+from kairos_env.benchmarks.machine import write_results
 
 POLICIES = ("expert:0.35", "expert@0.3:0.25", "smooth:0.25", "random:0.15")
 
@@ -45,8 +45,10 @@ class DataBenchmark:
     """Frames in a clip."""
     seconds: float = 2.0
     """How long to sample clips."""
+    quick: bool = False
+    """Few episodes, short sampling; writes nothing unless `out` is given."""
     out: Path | None = None
-    """Where to write the rows as JSON."""
+    """Folder for the results; the repository's own when not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,19 +167,21 @@ def _repeat(act: Callable[[], object], seconds: float) -> tuple[int, float, floa
     return count, time.perf_counter() - start, max(time.process_time() - cpu, 1e-9)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, show a table and write JSON if asked to."""
-    options = tyro.cli(DataBenchmark, args=None if argv is None else list(argv))
+def main(argv: Sequence[str]) -> int:
+    """`kairos bench data`."""
+    options = tyro.cli(DataBenchmark, args=list(argv), prog="kairos bench data")
+    if options.quick:
+        options = replace(options, episodes=6, seconds=0.2, workers=options.workers[:1])
     rows = measure(options)
+    console = Console(file=sys.stdout)
     table = Table("", "", "per core-second", "")
     for row in rows:
         core = "" if row.per_core_second is None else f"{row.per_core_second:,.0f}"
         table.add_row(row.name, f"{row.value:,.0f} {row.unit}", core, row.note)
-    Console(file=sys.stdout).print(table)
-    if options.out is not None:
-        write_json(options.out, [asdict(row) for row in rows])
+    console.print(table)
+    if not options.quick or options.out is not None:
+        settings = {"batch": options.batch, "length": options.length, "env": options.env}
+        results = {"settings": settings, "rows": [asdict(row) for row in rows]}
+        path = write_results("data", results, folder=options.out)
+        console.print(f"written to {path}", soft_wrap=True)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -26,10 +26,12 @@ def test_every_rate_is_measured_and_written(tmp_path):
         writer = DatasetWriter(tmp_path / "data", layout=sizes, provenance={})
         stage(tmp_path / "data", 0, episode, sizes)
         writer.write_ready(1)
-    out = tmp_path / "rows.json"
+    out = tmp_path / "results"
     options = ["--dataset", str(tmp_path / "data"), "--seconds", "0.05", "--length", "4"]
     assert data.main([*options, "--out", str(out)]) == 0
-    rows = {row["name"]: row for row in json.loads(out.read_text())}
+    document = json.loads(next(out.glob("data-*.json")).read_text())
+    assert document["machine"]["cores"]
+    rows = {row["name"]: row for row in document["rows"]}
     assert rows["store lossless"]["note"] == "exact"
     assert rows["store h264"]["note"].endswith("dB")
     assert {"clips of 4 frames at 16x16, cache", "clips of 4 frames at 16x16, video"} <= rows.keys()
