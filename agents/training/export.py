@@ -1,4 +1,4 @@
-"""From a finished run to a world on disk: weights, starts, and what the data say of the environment."""
+"""From a finished run to a world on disk: weights, starts, what the data say of their origin."""
 
 import platform
 import sys
@@ -43,7 +43,7 @@ def export_world(
 
 
 def environment_spec(data: TrainingData) -> EnvironmentSpec:
-    """What the dataset says of its environment, and what the simulator adds where it can be made."""
+    """What the dataset says of its environment, and what the simulator adds."""
     told = data.spec.provenance.get("environment")
     if not isinstance(told, dict) or "id" not in told:
         raise ValueError(
@@ -78,34 +78,38 @@ def environment_spec(data: TrainingData) -> EnvironmentSpec:
 
 
 def make_starts(world: WorldModel, data: TrainingData, spec: EnvironmentSpec) -> Starts:
-    """Histories from recorded episodes, half of them from the beginning, with the simulator's state.
+    """Histories from recorded episodes, half from the beginning, with the simulator's state.
 
     The state after a history is found by doing the recorded actions again from the recorded start;
-    the pictures are those of the simulator, without the loss of a video.
+    the pictures are those of the simulator, without the loss of a video. An environment that gives
+    no snapshots gives starts without: dreams can begin there, the truth cannot be put there.
     """
-    real = make_real(
-        spec.id,
-        chunk=spec.chunk,
-        frames_per_chunk=spec.frames_per_chunk,
-        frame_size=spec.frame_size,
-        horizon=spec.horizon,
-        **dict(spec.kwargs),
-    )
     random = np.random.default_rng(0)
     F = spec.frames_per_chunk
     length = F * -(-world.config.history // F)  # whole chunks
-    rows: list[tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32], Snapshot]] = []
+    places = []
+    for i, episode in enumerate(_long_enough(data, length)[:STARTS]):
+        latest = max(_recorded(data, episode) // F - length // F - 5, 0) if i % 2 else 0
+        places.append((episode, int(random.integers(0, latest + 1))))
+    if not data.start_snapshot(places[0][0]):
+        return _recorded_starts(data, places, length, F)
+    real = _make_real(spec)
     try:
-        for episode in _long_enough(data, length):
-            steps = _recorded(data, episode) // F
-            latest = max(steps - length // F - 5, 0) if len(rows) % 2 else 0
-            rows.append(_replay(real, data, episode, int(random.integers(0, latest + 1)), length))
-            if len(rows) == STARTS:
-                break
+        rows = [_replay(real, data, episode, skip, length) for episode, skip in places]
     finally:
         real.close()
     frames, actions, state, snapshots = zip(*rows, strict=True)
     return Starts(np.stack(frames), np.stack(actions), np.stack(state), tuple(snapshots))
+
+
+def _recorded_starts(
+    data: TrainingData, places: list[tuple[int, int]], length: int, F: int
+) -> Starts:
+    """Histories as they were recorded."""
+    first = np.array([data.cache.offsets[e] + skip * F for e, skip in places])
+    rows = first[:, None] + np.arange(length)
+    cache = data.cache
+    return Starts(cache.frames(rows), cache.actions[rows[:, :-1]], cache.state[rows[:, -1]])
 
 
 def _replay(
@@ -124,6 +128,17 @@ def _replay(
         actions += list(encoded)
     kept = np.stack(frames[-length:]), np.stack(actions[len(actions) - length + 1 :])
     return *kept, np.asarray(info["state"], np.float32), real.snapshot()
+
+
+def _make_real(spec: EnvironmentSpec) -> Any:
+    return make_real(
+        spec.id,
+        chunk=spec.chunk,
+        frames_per_chunk=spec.frames_per_chunk,
+        frame_size=spec.frame_size,
+        horizon=spec.horizon,
+        **dict(spec.kwargs),
+    )
 
 
 def _recorded(data: TrainingData, episode: int) -> int:

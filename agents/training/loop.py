@@ -11,6 +11,7 @@ ends with the same weights as if it had never stopped.
 """
 
 import dataclasses
+import json
 import signal
 import threading
 import time
@@ -54,6 +55,8 @@ def train(config: TrainConfig) -> Path:
     progress, checkpoint = resume(config, run, world)
     with RunLog(config) as log:
         for number in range(progress.stage, len(config.stages)):
+            if number == first_dynamics(config) and not progress.step:
+                fit_statistics(world, data)  # before anything is encoded with them
             learner = make_learner(config, number, world, data)
             if checkpoint is not None and progress.step:
                 checkpoint.restore_learner(learner)
@@ -73,8 +76,6 @@ def run_stage(
     log: RunLog,
 ) -> None:
     """All updates of one stage."""
-    if learner.step == 0 and progress.stage == first_dynamics(config):
-        fit_statistics(world, data)
     log.stage(learner)
     clock = Clock(progress)
     with Interrupt() as interrupt:
@@ -89,7 +90,7 @@ def run_stage(
             if learner.between_groups and (interrupt.came or clock.due(config.save_every)):
                 save(config, run, world, learner, progress)
                 if interrupt.came:
-                    log.say(f"stopped at update {learner.step}; the same command goes on from here")
+                    log.say(f"stopped at update {learner.step}; the same command goes on")
                     raise KeyboardInterrupt
     log.validation(learner, validate(config, world, learner, data))
 
@@ -147,7 +148,7 @@ class Interrupt:
 
 
 def plan(config: TrainConfig, learner: Learner, seconds: float) -> int | None:
-    """How many updates the stage has: as told, or as many as fit its minutes, once that is known."""
+    """How many updates the stage has: as told, or as many as fit its minutes once that is known."""
     if learner.stage.steps is not None:
         return learner.stage.steps
     if learner.step < WARM + MEASURED:
@@ -252,4 +253,5 @@ def as_json(config: TrainConfig) -> dict[str, object]:
     data = to_json(dataclasses.replace(config))
     data["data"] = [str(path.resolve()) for path in config.data]
     data["out"] = str(config.out)
-    return data
+    plain: dict[str, object] = json.loads(json.dumps(data))
+    return plain

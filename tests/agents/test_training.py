@@ -1,0 +1,192 @@
+"""Training: exact resume, honest failures, a world at the end."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tiny_envs  # noqa: F401 (registers the environments)
+import torch
+from safetensors.torch import load_file
+
+from kairos_env.agents.collect import collect
+from kairos_env.agents.training import loop
+from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
+from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.agents.training.learner import DivergedError, Learner
+from kairos_env.worlds import load_world
+
+STAGES = (
+    StageConfig(name="tokenizer", learns="tokenizer", steps=6, batch=8, frames=2, ema=0.5),
+    StageConfig(name="dynamics", learns="dynamics", steps=8, batch=4, frames=6, ema=0.5),
+    StageConfig(
+        name="rollout",
+        learns="dynamics",
+        steps=9,
+        batch=4,
+        frames=6,
+        ema=0.5,
+        rollout=0.8,
+        rollout_frames=6,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "ball"
+    collect("TinyBall-v0", episodes=14, out=out, chunk=2, frame_size=16, horizon=12)
+    return out
+
+
+def config_for(data: Path, out: Path, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        data=(data,),
+        out=out,
+        size="tiny",
+        stages=STAGES,
+        threads=1,
+        bfloat16=False,
+        validation_share=0.3,
+        save_every=1e-9,
+        validate_every=1000,
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return loop.train(config_for(data, tmp_path_factory.mktemp("run") / "world"))
+
+
+def weights(world: Path) -> dict[str, torch.Tensor]:
+    return Checkpoint(world.with_name(world.name + ".training") / loop.CHECKPOINT).part("world.")
+
+
+def test_training_ends_in_a_world_that_can_be_dreamed_in(finished: Path) -> None:
+    world = load_world(finished)
+    assert world.manifest.environment.id == "TinyBall-v0"
+    assert world.manifest.provenance["stages"][-1] == {"stage": "rollout", "updates": 9}
+    starts = torch.from_numpy(world.starts.frames[:2])
+    actions = torch.from_numpy(world.starts.actions[:2])
+    state = world.model.start(starts, actions, seeds=torch.arange(2))
+    _, prediction = world.model.step(state, torch.zeros(2, 2, 2))
+    assert prediction.frames is not None
+    assert prediction.frames.shape == (2, 1, 16, 16, 3)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing gets a chance to clean up."""
+
+
+@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6)])
+def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
+    stage: str,
+    step: int,
+    data: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    update = Learner.update
+
+    def dying(self: Learner) -> dict[str, float]:
+        if self.stage.name == stage and self.step == step:
+            raise Killed
+        return update(self)
+
+    config = config_for(data, tmp_path / "world")
+    monkeypatch.setattr(Learner, "update", dying)
+    with pytest.raises(Killed):
+        loop.train(config)
+    monkeypatch.setattr(Learner, "update", update)
+    expected, resumed = weights(finished), weights(loop.train(config))
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_micro_batches_add_up_to_the_batch(data: Path, finished: Path, tmp_path: Path) -> None:
+    stages = tuple(dataclasses.replace(stage, micro_batch=2) for stage in STAGES[:2])
+    whole = dataclasses.replace(config_for(data, tmp_path / "a"), stages=STAGES[:2])
+    parts = dataclasses.replace(config_for(data, tmp_path / "b"), stages=stages)
+    first, second = weights(loop.train(whole)), weights(loop.train(parts))
+    for name, expected in first.items():
+        torch.testing.assert_close(second[name], expected, atol=2e-3, rtol=1e-3)
+
+
+def test_another_run_is_not_overwritten(data: Path, finished: Path) -> None:
+    with pytest.raises(ValueError, match="another seed"):
+        loop.train(config_for(data, finished, seed=7))
+
+
+def test_a_finished_run_is_written_again_without_training(data: Path, finished: Path) -> None:
+    before = load_file(finished / "model.safetensors")
+    loop.train(config_for(data, finished))
+    after = load_file(finished / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Learner.update
+
+    def poisoned(self: Learner) -> dict[str, float]:
+        if self.stage.name == "dynamics" and self.step == 4:
+            with torch.no_grad():
+                next(iter(self.parameters.values())).fill_(torch.nan)
+        return update(self)
+
+    monkeypatch.setattr(Learner, "update", poisoned)
+    config = config_for(data, tmp_path / "world")
+    with pytest.raises(DivergedError, match=r"dynamics.*update 4"):
+        loop.train(config)
+    kept = Checkpoint(config.folder / loop.CHECKPOINT)
+    assert (kept.progress.stage, kept.progress.step) == (1, 4)
+    assert all(x.isfinite().all() for x in kept.part("world.").values())
+
+
+def test_a_truncated_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path / "world", stages=STAGES[:1])
+    loop.train(dataclasses.replace(config, stages=STAGES[:2]))
+    path = config.folder / loop.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BrokenCheckpointError, match=r"checkpoint\.safetensors"):
+        loop.train(dataclasses.replace(config, stages=STAGES[:2]))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kairos_env.agents.training import checkpoints
+
+    write, calls = checkpoints.write_bytes, []
+
+    def full(path: Path, content: bytes, *, durable: bool = False) -> None:
+        calls.append(path)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        write(path, content, durable=durable)
+
+    monkeypatch.setattr(checkpoints, "write_bytes", full)
+    config = config_for(data, tmp_path / "world")
+    with pytest.raises(OSError, match="No space left"):
+        loop.train(config)
+    assert Checkpoint(config.folder / loop.CHECKPOINT).progress.step == 3
+
+
+def test_the_log_tells_stage_step_and_loss(finished: Path) -> None:
+    folder = finished.with_name(finished.name + ".training")
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    dreams = [r for r in records if r["kind"] == "validation" and r["stage"] == "rollout"]
+    assert {"psnr@1", "copy@1", "step"} <= dreams[-1].keys()
+    assert (folder / "rollout-000009.png").is_file()
+
+
+def test_a_contradicting_config_names_the_field() -> None:
+    with pytest.raises(ValueError, match="micro_batch"):
+        StageConfig(name="x", learns="dynamics", batch=4, micro_batch=9)
+    with pytest.raises(ValueError, match="different names"):
+        TrainConfig(data=(Path("a"),), out=Path("b"), stages=(STAGES[0], STAGES[0]))
+    with pytest.raises(ValueError, match="no size 'huge'"):
+        TrainConfig(data=(Path("a"),), out=Path("b"), size="huge")
