@@ -7,6 +7,7 @@ Rates are given twice: by the clock, and by the processor time this process used
 on the machine disturbs less. Processor time of worker processes is not counted.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -172,6 +173,7 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(DataBenchmark, args=list(argv), prog="kairos bench data")
     if options.quick:
         options = replace(options, episodes=6, seconds=0.2, workers=options.workers[:1])
+    load_before = os.getloadavg()[0]
     rows = measure(options)
     console = Console(file=sys.stdout)
     table = Table("", "", "per core-second", "")
@@ -181,7 +183,12 @@ def main(argv: Sequence[str]) -> int:
     console.print(table)
     if not options.quick or options.out is not None:
         settings = {"batch": options.batch, "length": options.length, "env": options.env}
-        results = {"settings": settings, "rows": [asdict(row) for row in rows]}
+        results = {
+            "settings": settings,
+            # above 0, others used the machine as well: then only the rates per core-second count
+            "load_before": round(load_before, 1),
+            "rows": [asdict(row) for row in rows],
+        }
         path = write_results("data", results, folder=options.out)
         console.print(f"written to {path}", soft_wrap=True)
     return 0
