@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kairos_env.benchmarks.machine import write_results
 from kairos_env.benchmarks.timing import Clock, Work, crossover, matmul_peak
+from kairos_env.benchmarks.transformer import ageing, make_world, scaling
 from kairos_env.kernels import dispatch
 from kairos_env.kernels.gated_delta import gated_delta_rule
 from kairos_env.kernels.window_attention import (
@@ -234,12 +235,26 @@ def streaming_section(bench: Bench) -> dict[str, Any]:
     return {name: _streaming_row(clock, work) for name, work in steps.items()}
 
 
-# A section is a function from a Bench to JSON. One that measures whole networks, such as the time
-# of a transformer's pass against the number of frames, belongs in this table too.
+def transformer_section(bench: Bench) -> dict[str, Any]:
+    """A whole network: time against frames, and a dream's step against its age."""
+    quick = bench.settings.quick
+    world = make_world("tiny" if quick else "small", bench.settings.device, bench.dtype)
+    frames = (4, 8) if quick else (16, 32, 64, 128, 256, 512)
+    clock = Clock(device=bench.clock.device, rounds=3 * bench.clock.rounds, seconds=4.0)
+    return {
+        "size": "tiny" if quick else "small",
+        "parameters": sum(p.numel() for p in world.mixture.parameters()),
+        **scaling(world, clock, frames),
+        "dream": ageing(world, clock, (2, 4) if quick else bench.settings.stream_frames),
+    }
+
+
+# A section is a function from a Bench to JSON.
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "gated_delta": gated_delta_section,
     "window_attention": window_section,
     "streaming": streaming_section,
+    "transformer": transformer_section,
 }
 
 
