@@ -7,7 +7,8 @@ needs nothing else.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 LayerKind = Literal["SWA", "DSWA", "GLA", "FA"]
 # causal: frame-aligned windows, bidirectional inside a chunk, causal across chunks (our worlds).
@@ -15,6 +16,8 @@ LayerKind = Literal["SWA", "DSWA", "GLA", "FA"]
 Semantics = Literal["causal", "flash", "flex"]
 
 HYBRID: tuple[LayerKind, ...] = ("SWA", "SWA", "DSWA", "GLA")
+NORM_GROUPS = 8
+"""Groups of every group norm between convolutions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,17 +130,10 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Refuse contradictions, naming the fields."""
-        for name in (
-            "heads",
-            "head_dim",
-            "window",
-            "dilation",
-            "patch",
-            "freq_dim",
-            "previous_frames",
-        ):
+        for name in ("heads", "head_dim", "window", "dilation", "patch", "freq_dim"):
             positive(self, name)
-        positive(self, "actions_per_frame")
+        for name in ("stem_channels", "previous_frames", "actions_per_frame"):
+            positive(self, name)
         if not self.layers:
             raise ValueError(
                 "TransformerConfig.layers is empty: name at least one layer, e.g. ('SWA', 'GLA')"
@@ -157,6 +153,11 @@ class TransformerConfig:
             raise ValueError(
                 f"PublishedRules.dilations names {len(dilations)} layers, "
                 f"the network has {len(self.layers)}"
+            )
+        if self.stem == "conv" and self.stem_channels % NORM_GROUPS:
+            raise ValueError(
+                f"TransformerConfig.stem_channels must be divisible by {NORM_GROUPS}, the groups "
+                f"of its norms, got {self.stem_channels}"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -197,7 +198,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], data: Mapping[str, Any]) -> Config:
-    """The config that `to_json` wrote; an unknown or missing field is an error that names it."""
+    """The config that `to_json` wrote; an unknown, missing or wrong field is an error naming it."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(fields))
     if unknown:
@@ -216,13 +217,45 @@ def from_json(kind: type[Config], data: Mapping[str, Any]) -> Config:
             f"{kind.__name__} needs {', '.join(missing)}, which the given data does not hold"
         )
     hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], value) for name, value in data.items()})
+    at = kind.__name__
+    return kind(**{name: _value(hints[name], data[name], f"{at}.{name}") for name in data})
 
 
-def _value(hint: Any, value: Any) -> Any:
-    """JSON value to field value: nested configs and tuples are what JSON cannot tell apart."""
-    if isinstance(value, Mapping):
-        for option in getattr(hint, "__args__", (hint,)):
-            if dataclasses.is_dataclass(option) and isinstance(option, type):
-                return from_json(option, value)
-    return tuple(_value(hint, item) for item in value) if isinstance(value, list) else value
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """JSON value to field value: a mapping may be a config, a list is a tuple."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = next((option for option in options if _fits(option, value)), None)
+    if kind is None:
+        expected = " or ".join(_in_words(option) for option in options)
+        raise ValueError(f"{where} must be {expected}, got {value!r}")
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return from_json(kind, value)
+    if get_origin(kind) is tuple:
+        first, *rest = get_args(kind)
+        kinds = [first] * len(value) if rest == [...] else [first, *rest]
+        pairs = zip(kinds, value, strict=True)
+        return tuple(_value(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(pairs))
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a JSON value can be a field of this type; types that configs do not use take all."""
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, Mapping)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        sizes = get_args(kind)
+        return isinstance(value, list | tuple) and (... in sizes or len(value) == len(sizes))
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, NoneType) else True
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a list" if ... in get_args(kind) else f"a list of {len(get_args(kind))}"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return words.get(kind) or ("null" if kind is NoneType else f"the fields of {kind.__name__}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kairos_env.world_model.config import TransformerConfig
+from kairos_env.world_model.config import NORM_GROUPS, TransformerConfig
 
 
 class ResidualBlock(nn.Module):
@@ -21,10 +21,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, conditioning: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = nn.Linear(conditioning, 2 * channels)
-        self.norm2 = nn.GroupNorm(8, channels)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)

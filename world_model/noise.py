@@ -94,7 +94,7 @@ def counter_normal(
     """
     count = math.prod(shape)
     words = counter_bits(key, counter, -(-count // 4), stream=stream)
-    return _quantile(words.reshape(len(key), -1)[:, :count]).view(len(key), *shape)
+    return _quantile(words.flatten(1)[:, :count]).view(len(key), *shape)
 
 
 def _quantile(words: Tensor) -> Tensor:

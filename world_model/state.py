@@ -8,7 +8,7 @@ frames, C h w a latent frame.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -56,8 +56,17 @@ class DreamState:
 
     def index(self, dreams: Tensor | Sequence[int] | slice) -> Self:
         """The chosen dreams, in that order and as often as named: branching is indexing."""
-        where = torch.as_tensor(dreams) if not isinstance(dreams, slice | Tensor) else dreams
-        return self._map(lambda x: x[where.to(x.device)] if isinstance(where, Tensor) else x[where])
+        if isinstance(dreams, slice):
+            return self._map(lambda x: x[dreams])
+        where = torch.as_tensor(dreams)
+        if where.dim() != 1:
+            raise ValueError(
+                "DreamState.index takes a list of dreams, a mask or a slice, "
+                f"got {dreams!r}; one dream is index([i])"
+            )
+        if len(where) == 0:
+            where = where.long()  # an empty list has no type of its own
+        return self._map(lambda x: x[where.to(x.device)])
 
     def clone(self) -> Self:
         """A copy that shares nothing."""
@@ -121,12 +130,19 @@ class DreamState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-        if not isinstance(note, list) or note[0] != FORMAT:
+        if not isinstance(note, list) or len(note) != 2 or note[0] != FORMAT:
             raise ValueError(
                 f"{path} is not a saved dream of format {FORMAT}; its note says {note!r}. "
                 "Save it again with DreamState.save of this version."
             )
         return _assemble(tensors, note[1], path)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], source: str) -> "DreamState":
+        """The inverse of `tensors`; an error names `source`, where they came from."""
+        layers = {name.split(".")[1] for name in tensors if name.startswith("layers.")}
+        layout = [f"layers.{i}.delta.memory" in tensors for i in range(len(layers))]
+        return _assemble(tensors, layout, source)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         return _rebuild(self, "", lambda _, x: change(x))
@@ -174,7 +190,7 @@ def _rebuild(node: Node, path: str, change: Callable[[str, Tensor], Tensor]) -> 
     return result  # type: ignore[no-any-return]
 
 
-def _assemble(tensors: dict[str, Tensor], layout: list[bool], path: str | Path) -> DreamState:
+def _assemble(tensors: Mapping[str, Tensor], layout: list[bool], path: str | Path) -> DreamState:
     def take(name: str) -> Tensor:
         if name not in tensors:
             raise ValueError(f"{path} lacks the tensor {name}: it is not a whole saved dream")

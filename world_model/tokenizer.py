@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kairos_env.world_model.config import positive
+from kairos_env.world_model.config import NORM_GROUPS, positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,13 @@ class TokenizerConfig:
         """Refuse sizes that do not divide."""
         positive(self, "latent_channels")
         positive(self, "temporal")
+        if not self.channels or min(self.channels) < 1 or self.channels[-1] % NORM_GROUPS:
+            raise ValueError(
+                "TokenizerConfig.channels needs a positive number for each halving, the last one "
+                f"divisible by {NORM_GROUPS}, the groups of its norms, got {self.channels}"
+            )
         side = 2 ** len(self.channels)
-        if not self.channels or any(size % side for size in self.frame_size):
+        if min(self.frame_size) < 1 or any(size % side for size in self.frame_size):
             raise ValueError(
                 f"TokenizerConfig: {len(self.channels)} halvings need a frame size divisible by "
                 f"{side}, got {self.frame_size}; use another frame size or fewer channels"
@@ -56,9 +61,9 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(8, channels)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)
@@ -110,11 +115,11 @@ class Tokenizer(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, T / r, C, h, w) to uint8 frames (B, T, H, W, 3)."""
-        B = latents.shape[0]
+        B, T = latents.shape[:2]
         pixels = self.decode_pixels(latents.flatten(0, 1))  # (N, 3r, H, W)
         frames = (pixels * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
         unpacked: Tensor = frames.unflatten(1, (self.config.temporal, 3)).permute(0, 1, 3, 4, 2)
-        return unpacked.reshape(B, -1, *unpacked.shape[2:])
+        return unpacked.reshape(B, T * self.config.temporal, *unpacked.shape[2:])
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Normalised latents (N, C, h, w) to colours (N, 3r, H, W), in 0..1 where right."""

@@ -56,6 +56,11 @@ class WorldConfig:
         for name in ("action_size", "chunk", "frames_per_chunk", "history", "denoise_steps"):
             positive(self, name)
         t = self.transformer
+        if self.tokenizer.temporal != 1:
+            raise ValueError(
+                "WorldConfig: the dynamics reads one latent frame per frame, but the tokenizer "
+                f"codes {self.tokenizer.temporal} frames together; use TokenizerConfig.temporal = 1"
+            )
         if self.chunk % self.frames_per_chunk:
             raise ValueError(
                 f"WorldConfig: a chunk of {self.chunk} actions cannot be shared evenly by "
@@ -172,6 +177,7 @@ class WorldModel(nn.Module):
     ) -> DreamState:
         """`start` for frames that are encoded already: (B, T, C, h, w)."""
         B, T = latents.shape[:2]
+        self._check_start(B, T, actions, seeds, text)
         P = self.config.transformer.previous_frames
         first = torch.zeros(B, dtype=torch.int64, device=latents.device)
         known = torch.ones(B, T, dtype=torch.bool, device=latents.device)
@@ -214,6 +220,12 @@ class WorldModel(nn.Module):
         decode: bool = True,
     ) -> tuple[DreamState, Prediction]:
         """Advance every dream by one action chunk (B, K, D)."""
+        expected = (len(state), self.config.chunk, self.config.action_size)
+        if tuple(chunk.shape) != expected:
+            raise ValueError(
+                "an action chunk has shape (dreams, actions, action size), here "
+                f"{expected}, got {tuple(chunk.shape)}"
+            )
         actions = chunk.unflatten(1, (self.config.frames_per_chunk, -1))  # (B, F, A, D)
         latents = self._dream(state, actions, denoise_steps or self.config.denoise_steps)
         before = torch.cat([state.previous[:, -1:], latents[:, :-1]], dim=1)
@@ -229,6 +241,29 @@ class WorldModel(nn.Module):
             frames=self.tokenizer.decode(latents) if decode else None,
         )
         return state, prediction
+
+    def _check_start(
+        self, B: int, T: int, actions: Tensor | None, seeds: Tensor, text: Tensor | None
+    ) -> None:
+        c = self.config
+        if T < 1:
+            raise ValueError("a dream starts from at least one frame, got none")
+        if seeds.shape != (B,):
+            raise ValueError(f"{B} histories need as many seeds, got {tuple(seeds.shape)}")
+        expected = (B, T - 1, c.actions_per_frame, c.action_size)
+        if actions is not None and tuple(actions.shape) != expected:
+            raise ValueError(
+                f"{T} frames are joined by actions of shape (dreams, frames - 1, actions per "
+                f"frame, action size), here {expected}, got {tuple(actions.shape)}; pass None "
+                "where they are unknown"
+            )
+        width = c.transformer.text_dim
+        if text is not None and (text.ndim != 3 or (len(text), text.shape[-1]) != (B, width)):
+            raise ValueError(
+                f"this world reads text of shape ({B}, tokens, {width}), got {tuple(text.shape)}"
+                if width
+                else "this world reads no text: leave it out"
+            )
 
     def _dream(self, state: DreamState, actions: Tensor, steps: int) -> Tensor:
         """Denoise the frames of one chunk: (B, F, C, h, w)."""

@@ -1,0 +1,164 @@
+"""Promises of the heads: reward, end, state and how sure they are."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kairos_env.world_model.heads import Heads, HeadsConfig
+
+B, T, C, h, w = 3, 4, 4, 6, 8
+L, D, A, N, S = 5, 12, 2, 3, 2  # tokens, their width, actions of N numbers, state numbers
+
+
+def make_heads(state_size: int = S, end_weight: float = 10.0) -> Heads:
+    config = HeadsConfig(
+        state_size=state_size, hidden=16, channels=8, end_weight=end_weight, end_threshold=0.5
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Heads(config, (C, h, w), (L, D), A * N)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def transitions() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        normal(B, T, C, h, w, seed=1),
+        normal(B, T, C, h, w, seed=2),
+        normal(B, T, A, N, seed=3),
+        normal(B, T, L, D, seed=4),
+    )
+
+
+def targets(state_size: int = S) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Reward, ended, state, valid."""
+    ended = torch.zeros(B, T, dtype=torch.bool)
+    ended[1, 2] = True
+    valid = torch.ones(B, T, dtype=torch.bool)
+    return normal(B, T, seed=5), ended, normal(B, T, state_size, seed=6), valid
+
+
+@pytest.mark.parametrize("state_size", [0, 1, 5])
+def test_every_transition_gets_its_numbers(state_size: int) -> None:
+    readout = make_heads(state_size)(*transitions())
+    assert readout.reward.shape == readout.end_logit.shape == (B, T)
+    assert readout.state.shape == (B, T, state_size)
+    assert readout.spread.shape == (B, T, 1 + state_size)
+    assert (readout.spread > 0).all()
+
+
+def test_a_latent_frame_of_odd_size_is_read_too() -> None:
+    heads = Heads(HeadsConfig(state_size=1, hidden=8, channels=8), (C, 5, 3), (L, D), A * N)
+    before, after = normal(2, B, T, C, 5, 3)
+    assert heads(before, after, *transitions()[2:]).state.shape == (B, T, 1)
+
+
+@pytest.mark.parametrize("changed", range(4), ids=["before", "after", "actions", "tokens"])
+def test_all_that_is_read_counts_and_only_for_its_own_transition(changed: int) -> None:
+    heads, inputs = make_heads(), list(transitions())
+    first = heads(*inputs)
+    inputs[changed] = inputs[changed].clone()
+    inputs[changed][1, 2] += 1.0
+    second = heads(*inputs)
+    different = (second.state - first.state).abs().amax(-1) > 1e-6
+    assert different.nonzero().tolist() == [[1, 2]]
+
+
+def test_numbers_come_in_the_units_of_the_data() -> None:
+    heads, inputs = make_heads(), transitions()
+    plain = heads(*inputs)
+    reward, state = 3.0 + 5.0 * normal(200, seed=7), normal(200, S, seed=8) * 7.0 - 2.0
+    heads.fit_statistics(reward, state)
+    scaled = heads(*inputs)
+    torch.testing.assert_close(scaled.reward, plain.reward * reward.std() + reward.mean())
+    torch.testing.assert_close(scaled.state, plain.state * state.std(0) + state.mean(0))
+    torch.testing.assert_close(scaled.spread[..., 0], plain.spread[..., 0] * reward.std())
+    assert torch.equal(scaled.end_logit, plain.end_logit)
+
+
+def test_a_number_that_never_changes_is_learned_as_a_constant() -> None:
+    heads = make_heads()
+    state = torch.stack([torch.full((50,), 4.0), normal(50)], dim=1)
+    heads.fit_statistics(torch.full((50,), 2.0), state)
+    assert heads.state_scale[0] == 1.0
+    assert heads.state_mean[0] == 4.0
+    assert heads.reward_mean == 2.0
+    assert heads.reward_scale > 0.0
+
+
+def test_the_loss_is_the_mean_over_clips() -> None:
+    heads, inputs, goals = make_heads(), transitions(), targets()
+    whole, _ = heads.loss(inputs, *goals)
+    alone = [
+        heads.loss(tuple(x[i : i + 1] for x in inputs), *(x[i : i + 1] for x in goals))[0]
+        for i in range(B)
+    ]
+    torch.testing.assert_close(whole, torch.stack(alone).mean())
+
+
+def test_transitions_that_do_not_exist_do_not_count() -> None:
+    heads, inputs = make_heads(), transitions()
+    reward, ended, state, valid = targets()
+    valid[:, 2:] = False
+    first, _ = heads.loss(inputs, reward, ended, state, valid)
+    reward[:, 2:], state[:, 2:], ended[:, 2:] = 99.0, -99.0, True
+    second, _ = heads.loss(inputs, reward, ended, state, valid)
+    short, _ = heads.loss(
+        tuple(x[:, :2] for x in inputs), *(x[:, :2] for x in (reward, ended, state, valid))
+    )
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, short)
+
+
+def test_a_terminal_transition_counts_more_than_an_ordinary_one() -> None:
+    reward, _, state, valid = targets()
+    for ended, ratio in ((True, 10.0), (False, 1.0)):
+        every = torch.full((B, T), ended)
+        plain, heavy = (
+            make_heads(end_weight=weight).loss(transitions(), reward, every, state, valid)[1]
+            for weight in (1.0, 10.0)
+        )
+        torch.testing.assert_close(heavy["end_loss"], ratio * plain["end_loss"])
+
+
+def test_the_spread_does_not_excuse_the_mean() -> None:
+    """The likelihood pushes the spread alone: the mean's gradient is that of the squared error."""
+    heads, inputs, goals = make_heads(), transitions(), targets()
+    heads.loss(inputs, *goals)[0].backward()
+    before = heads.mean.weight.grad.clone()
+    heads.zero_grad()
+    with torch.no_grad():
+        heads.log_spread.bias.add_(2.0)
+    heads.loss(inputs, *goals)[0].backward()
+    torch.testing.assert_close(heads.mean.weight.grad, before)
+    assert heads.log_spread.weight.grad.any()
+
+
+def test_the_spread_learns_the_size_of_the_error() -> None:
+    heads = make_heads(0)
+    inputs = transitions()
+    noise = 0.2 * torch.randn((40, B, T), generator=torch.Generator().manual_seed(9))
+    _, ended, _, valid = targets()
+    optimizer = torch.optim.Adam([*heads.mean.parameters(), *heads.log_spread.parameters()], 0.05)
+    for step in range(240):
+        state = torch.zeros(B, T, 0)
+        loss, _ = heads.loss(inputs, 1.0 + noise[step % 40], ended, state, valid)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    readout = heads(*inputs)
+    assert (readout.reward.mean() - 1.0).abs() < 0.1
+    assert 0.1 < readout.spread.mean() < 0.4
+
+
+def test_metrics_are_detached_and_name_the_state_only_where_there_is_one() -> None:
+    for size, names in (
+        (S, {"reward_error", "end_loss", "state_error"}),
+        (0, {"reward_error", "end_loss"}),
+    ):
+        total, metrics = make_heads(size).loss(transitions(), *targets(size))
+        assert set(metrics) == names
+        assert total.requires_grad
+        assert not any(value.requires_grad for value in metrics.values())
