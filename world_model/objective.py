@@ -52,15 +52,18 @@ ACTION_MODES: tuple[tuple[str, Mode], ...] = (
 class LossConfig:
     """How the dynamics is trained."""
 
-    video_levels: NoiseLevels = NoiseLevels(pure_noise=0.5)
-    """Noise of the frames to predict: half of them from nothing, since that is what a step does."""
-    history_levels: NoiseLevels = NoiseLevels(high=0.15, clean=0.2)
+    video_levels: NoiseLevels = NoiseLevels(pure_noise=0.8)
+    """Noise of the frames to predict: most of them from nothing, since that is what a step does."""
+    history_levels: NoiseLevels = NoiseLevels(high=0.1, clean=0.2)
     """Noise of the history, so that the dream survives its own errors."""
     action_levels: NoiseLevels = NoiseLevels(shift=5.0)
     change_weight: float = 4.0
     """How much more a latent counts that differs from the frame before."""
     foreground_weight: float = 2.0
     """How much more a latent counts that differs from the background: what stands must stay."""
+    robust: float = 0.05
+    """The frame error from which a frame counts less than squared: where the history has drifted,
+    the truth cannot be foreseen, and a squared error there teaches to blur."""
     heads_weight: float = 0.1
     action_weight: float = 0.1
     """Weight of the action stream's own loss (policy, inverse or joint, drawn per batch)."""
@@ -221,8 +224,9 @@ def video_loss(
     else:
         clean = x0_from_velocity(z, output, level)
         error = (output - target(truth, eps)).square()
-    weight = latent_weights(world, truth) * broadcast_level(past.predicted(), truth)
-    total = mean_over_clips(error, weight.expand_as(error))
+    frames = frame_means(error, latent_weights(world, truth))
+    frames = robust(frames, world.config.loss.robust)
+    total = mean_over_clips(frames, past.predicted())
     blind = past.predicted() & (level == 1.0)  # from pure noise, as a step predicts
     guess = (clean.detach() - truth).square().mean((2, 3, 4))
     stay = (past.before_chunk()[:, :, -1] - truth).square().mean((2, 3, 4))
@@ -284,6 +288,16 @@ def latent_weights(world: "WorldModel", truth: Tensor) -> Tensor:
     distance = (truth - world.tokenizer.background_latent()).abs()
     foreground = distance.amax(2, keepdim=True).clamp_max(1.0)
     return 1.0 + loss.change_weight * moved + loss.foreground_weight * foreground
+
+
+def frame_means(error: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of each frame: error (B, T, C, h, w), weight (B, T, 1, h, w) to (B, T)."""
+    return (weight * error).mean((2, 3, 4)) / weight.mean((2, 3, 4))
+
+
+def robust(error: Tensor, c: float) -> Tensor:
+    """2 sqrt(c) (sqrt(e + c) - sqrt(c)): nearly e below c, growing like its root above."""
+    return 2.0 * c**0.5 * ((error + c).sqrt() - c**0.5)
 
 
 def mean_over_clips(values: Tensor, weight: Tensor) -> Tensor:

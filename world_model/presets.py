@@ -60,6 +60,8 @@ class Size:
     """Repetitions of (SWA, SWA, DSWA, GLA)."""
     stem_channels: int
     head_blocks: int
+    patch: int
+    """Side of the square of latents that a token covers."""
     tokenizer: tuple[int, ...]
     """Channels of the tokenizer for a 64-pixel frame; bigger frames get more halvings."""
     head_hidden: int
@@ -74,16 +76,20 @@ SIZES = {
         groups=1,
         stem_channels=16,
         head_blocks=1,
+        patch=2,
         tokenizer=(8, 8, 16),
         head_hidden=32,
     ),
     "small": Size(
-        dim=128,
+        dim=160,
         action_dim=64,
         heads=4,
         groups=1,
         stem_channels=64,
-        head_blocks=2,
+        head_blocks=3,
+        # Four tokens a frame: the stem and head see positions, the tokens carry memory. At equal
+        # time it learned the push scene faster than sixteen tokens of width 128.
+        patch=4,
         tokenizer=(32, 64, 96),
         head_hidden=256,
     ),
@@ -94,6 +100,7 @@ SIZES = {
         groups=2,
         stem_channels=96,
         head_blocks=3,
+        patch=2,
         tokenizer=(48, 96, 128),
         head_hidden=384,
     ),
@@ -131,6 +138,7 @@ def world_config(
             half_life=s.half_life,
         ),
         freq_dim=64,
+        patch=s.patch,
         stem="conv",
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,

@@ -14,7 +14,7 @@ from kairos_env.agents.training.learner import DivergedError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Learn a world from recorded episodes; the same command goes on with a run that was stopped."""
+    """Learn a world from recorded episodes; the same command goes on with a stopped run."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Dataset folders."""

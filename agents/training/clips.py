@@ -80,7 +80,7 @@ class TrainingData:
             split="train" if split == "train" else "validation",
             validation_share=self.config.validation_share,
             at_end=stage.at_end,
-            overhang=min(4, frames - 2),
+            overhang=max(0, min(4, frames - 2)),
         )
         stores = None if latents is None else {"latents": latents}
         return Clips(self.cache, config, stores=stores, with_frames=latents is None)

@@ -71,14 +71,16 @@ WORLD_STAGES = (
     StageConfig(
         name="tokenizer",
         learns="tokenizer",
-        share=0.15,
-        batch=64,
+        share=0.08,
+        batch=32,
         frames=2,
         learning_rate=2e-3,
         ema=0.99,
     ),
-    StageConfig(name="dynamics", learns="dynamics", share=0.55),
-    StageConfig(name="rollout", learns="dynamics", share=0.30, rollout=0.7, learning_rate=5e-4),
+    StageConfig(name="dynamics", learns="dynamics", share=0.22, final_rate=0.5),
+    StageConfig(
+        name="rollout", learns="dynamics", share=0.70, rollout=0.7, learning_rate=1e-3, ema=0.999
+    ),
 )
 
 

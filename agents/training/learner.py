@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kairos_env.agents.data.cache import FrameStore
 from kairos_env.agents.data.clips import Clips
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
@@ -23,6 +24,10 @@ Metrics = dict[str, float]
 LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 # Updates whose histories are dreamed together.
 ROLLOUT_GROUP = 4
+# Most true chunks before a dream.
+REAL_CHUNKS = 4
+# Part of a stage after which dreams have their full length.
+GROWTH = 0.6
 
 
 class DivergedError(RuntimeError):
@@ -31,6 +36,8 @@ class DivergedError(RuntimeError):
 
 class Objective(Protocol):
     """What a stage minimises: prepare a batch once, then the loss of some of its rows."""
+
+    planned: int | None
 
     @property
     def group(self) -> int:
@@ -69,6 +76,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.stage.learning_rate * self.rate()
         self.optimizer.zero_grad(set_to_none=True)
+        self.objective.planned = self.planned
         metrics = self._backward(self.objective.prepare(self.step))
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip_norm)
         self._require_finite(metrics["loss"], float(norm))
@@ -131,6 +139,7 @@ class TokenizerObjective:
     stage: StageConfig
     seed: int
     device: str
+    planned: int | None = None
 
     @property
     def group(self) -> int:
@@ -163,30 +172,32 @@ class DynamicsObjective:
     """Predict what comes next, from true history or from the model's own.
 
     Dreaming histories is sequential, and twice as fast per clip for many clips at once; so updates
-    come in groups, and the first of a group dreams the histories of all of them.
+    come in groups, and the first of a group dreams the histories of all of them. Dreams are short
+    at first: a dream that has fallen apart teaches nothing.
     """
 
-    world: WorldModel
-    clips: Clips
-    rollout_clips: Clips | None
+    config: TrainConfig
     stage: StageConfig
+    world: WorldModel
+    data: TrainingData
+    latents: FrameStore
     seed: int
-    device: str
+    planned: int | None = None
+    """Updates of the stage, once known."""
     _dreamed: dict[int, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
+    _clips: dict[int, Clips] = dataclasses.field(default_factory=dict)
 
     @property
     def group(self) -> int:
         """Updates that share a dream; between groups nothing is pending."""
-        return ROLLOUT_GROUP if self.rollout_clips is not None else 1
+        return ROLLOUT_GROUP if self.stage.rollout else 1
 
     def prepare(self, step: int) -> LossOfRows:
         """A batch of clips with everything random about it."""
-        if step % self.group == 0 or not self._dreamed:
-            self._dreamed = self._next_group(step - step % self.group)
-        clips = self._dreamed.pop(step, None)
-        if clips is None:
-            clips = as_tensors(batch_number(self.clips, step), self.device)
-        draws = self.world.draw(clips, generator_for(self.seed, step, self.device))
+        if step % self.group == 0:
+            self._dreamed = self._dream_group(step)
+        clips = self._dreamed.pop(step, None) or self._batch(step, self.stage.frames)
+        draws = self.world.draw(clips, generator_for(self.seed, step, self.config.device))
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = {name: value[rows] for name, value in clips.items()}
@@ -194,26 +205,39 @@ class DynamicsObjective:
 
         return loss_of
 
-    def _next_group(self, first: int) -> dict[int, dict[str, Tensor]]:
+    def longest_dream(self, step: int) -> int:
+        """Chunks that a dream may have by now: from one up to what fits the stage's clips."""
+        chunk = self.world.config.frames_per_chunk
+        most = max(1, self.stage.rollout_frames // chunk - REAL_CHUNKS)
+        done = step / self.planned if self.planned else 0.0
+        return 1 + round((most - 1) * min(1.0, done / GROWTH))
+
+    def _dream_group(self, first: int) -> dict[int, dict[str, Tensor]]:
         """Clips with dreamed histories, by update; empty where the group learns from the truth."""
         random = np.random.default_rng([self.seed, first])
-        if self.rollout_clips is None or random.random() >= self.stage.rollout:
+        if random.random() >= self.stage.rollout:
             return {}
-        source = self.rollout_clips
-        batches = [
-            as_tensors(batch_number(source, first + i), self.device) for i in range(self.group)
-        ]
+        chunk, longest = self.world.config.frames_per_chunk, self.longest_dream(first)
+        dreamed = int(random.integers(max(1, longest // 2), longest + 1))
+        real = chunk * int(random.integers(1, REAL_CHUNKS + 1))
+        frames = real + chunk * dreamed
+        batches = [self._batch(first + i, frames) for i in range(self.group)]
         latents = torch.cat([batch["latents"] for batch in batches]).float()
         actions = torch.cat([batch["actions"] for batch in batches])
-        T, chunk = latents.shape[1], self.world.config.frames_per_chunk
-        real = chunk * int(random.integers(1, 1 + max(1, min(4, T // chunk - 1))))
-        seeds = torch.from_numpy(random.integers(0, 2**62, len(latents))).to(self.device)
+        seeds = torch.from_numpy(random.integers(0, 2**62, len(latents))).to(self.config.device)
         history = self.world.rollout(latents, actions, real=real, seeds=seeds)
         parts = history.split(self.stage.batch)
         return {
             first + i: batch | {"history": part}
             for i, (batch, part) in enumerate(zip(batches, parts, strict=True))
         }
+
+    def _batch(self, step: int, frames: int) -> dict[str, Tensor]:
+        if frames not in self._clips:
+            self._clips[frames] = self.data.clips(
+                self.stage, self.seed, frames=frames, latents=self.latents
+            )
+        return as_tensors(batch_number(self._clips[frames], step), self.config.device)
 
 
 def make_learner(
@@ -235,13 +259,7 @@ def make_learner(
     world.mixture.requires_grad_(True)
     world.heads.requires_grad_(True)
     latents = data.latents(world.tokenizer)
-    clips = data.clips(stage, seed, frames=stage.frames, latents=latents)
-    longer = (
-        data.clips(stage, seed, frames=stage.rollout_frames, latents=latents)
-        if stage.rollout
-        else None
-    )
-    objective = DynamicsObjective(world, clips, longer, stage, seed, config.device, config.bfloat16)
+    objective = DynamicsObjective(config, stage, world, data, latents, seed)
     return Learner(config, stage, world, objective)
 
 
