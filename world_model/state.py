@@ -204,7 +204,7 @@ def _assemble(tensors: Mapping[str, Tensor], layout: list[bool], path: str | Pat
         )
         return LayerMemory(cache, delta)
 
-    return DreamState(
+    state = DreamState(
         tuple(layer(i, has_delta) for i, has_delta in enumerate(layout)),
         take("previous"),
         take("frame"),
@@ -212,3 +212,7 @@ def _assemble(tensors: Mapping[str, Tensor], layout: list[bool], path: str | Pat
         tensors.get("text"),
         tensors.get("text_mask"),
     )
+    foreign = sorted(set(tensors) - set(state.tensors()))
+    if foreign:
+        raise ValueError(f"{path} holds the tensor {foreign[0]}, which is no part of its dream")
+    return state

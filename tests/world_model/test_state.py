@@ -201,6 +201,23 @@ def test_a_foreign_file_is_refused(tmp_path: Path, note: str | None) -> None:
         DreamState.load(path)
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_a_state_is_put_together_from_its_tensors(text: bool) -> None:
+    state = make_state(2, text=text)
+    assert_same(DreamState.from_tensors(state.tensors(), "a snapshot"), state)
+
+
+def test_tensors_that_make_no_state_are_named() -> None:
+    tensors = make_state(2).tensors()
+    for name in ("frame", "layers.0.frames.k", "layers.1.delta.tail"):
+        others = {key: value for key, value in tensors.items() if key != name}
+        with pytest.raises(ValueError, match=f"a snapshot lacks the tensor {name}"):
+            DreamState.from_tensors(others, "a snapshot")
+    del tensors["layers.1.delta.memory"]  # a layer without it would forget in silence
+    with pytest.raises(ValueError, match=r"a snapshot holds the tensor layers\.1\.delta\.tail"):
+        DreamState.from_tensors(tensors, "a snapshot")
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     path = tmp_path / "dreams.safetensors"
     tensors = make_state(1).tensors()
