@@ -46,6 +46,8 @@ def find_world(name: str | Path) -> Path:
         WorldNotFoundError: With what was looked at, and names that are close.
         ImportError: A hub id was given and the extra "hub" is not installed.
     """
+    if not isinstance(name, str | Path):
+        raise WorldNotFoundError(f"a world is named by a text or path, got {name!r}")
     text = str(name)
     if not text:
         raise WorldNotFoundError(f"a world's name is empty; {_known(text)}")

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -48,6 +48,9 @@ from kairos_env.starts import Starts, read_starts, write_starts
 from kairos_env.world_model.config import to_json
 from kairos_env.world_model.tensor_files import TensorFiles, open_tensors, write_tensors
 from kairos_env.world_model.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from kairos_env.real import RealEnv
 
 __all__ = [
     "EnvironmentSpec",
@@ -90,6 +93,33 @@ class World:
     def name(self) -> str:
         """The world's own name."""
         return self.manifest.name
+
+    @property
+    def title(self) -> str:
+        """The name, and whether anything was learned, for a person."""
+        suffix = "" if self.manifest.trained else ", untrained: weights are random"
+        return f"world={self.name!r}{suffix}"
+
+    def make_twin(self, *, frames_per_chunk: int | None = None, **kwargs: Any) -> "RealEnv":
+        """The ground truth that this world was learned from, chunked as the dream is.
+
+        Args:
+            frames_per_chunk: Frames per step; None takes the world's own.
+            **kwargs: For `make_real`.
+        """
+        from kairos_env.real import make_real
+
+        e = self.manifest.environment
+        F = frames_per_chunk or e.frames_per_chunk
+        options: dict[str, Any] = {
+            "chunk": F * self.manifest.model.actions_per_frame,
+            "frames_per_chunk": F,
+            "frame_size": e.frame_size,
+            "horizon": -(-e.horizon * e.frames_per_chunk // F),
+            **e.kwargs,
+            **kwargs,
+        }
+        return make_real(e.id, **options)
 
     @functools.cached_property
     def fingerprint(self) -> str:
