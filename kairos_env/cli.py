@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("kairos_env.agents.collect:main", "record episodes of a real environment"),
     "data": ("kairos_env.agents.data.cli:main", "look at a dataset: info, show, check"),
     "train": ("kairos_env.agents.training.cli:main", "learn a world from recorded episodes"),
+    "fidelity": (
+        "kairos_env.benchmarks.fidelity.cli:main",
+        "measure how far a world's dream drifts from the truth",
+    ),
     "bench": ("kairos_env.benchmarks.cli:main", "measure kernels and worlds on this machine"),
 }
 
