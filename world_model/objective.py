@@ -70,6 +70,20 @@ class LossConfig:
     unknown_actions: float = 0.05
     """Fraction of clips whose actions are hidden, so that video alone can also be learned."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that would silently teach nothing, or the opposite."""
+        for name in ("change_weight", "foreground_weight", "heads_weight", "action_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"LossConfig.{name} must not be negative, got {getattr(self, name)}"
+                )
+        if not self.robust > 0:
+            raise ValueError(f"LossConfig.robust must be positive, got {self.robust}")
+        if not 0 <= self.unknown_actions <= 1:
+            raise ValueError(
+                f"LossConfig.unknown_actions must be a fraction, got {self.unknown_actions}"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draws:
@@ -297,7 +311,8 @@ def frame_means(error: Tensor, weight: Tensor) -> Tensor:
 
 def robust(error: Tensor, c: float) -> Tensor:
     """2 sqrt(c) (sqrt(e + c) - sqrt(c)): nearly e below c, growing like its root above."""
-    return 2.0 * c**0.5 * ((error + c).sqrt() - c**0.5)
+    root: float = c**0.5
+    return 2.0 * root * ((error + c).sqrt() - root)
 
 
 def mean_over_clips(values: Tensor, weight: Tensor) -> Tensor:

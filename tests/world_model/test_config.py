@@ -188,6 +188,14 @@ def test_heads_that_cannot_be_built_are_refused() -> None:
         HeadsConfig(state_size=0, hidden=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("action_weight", -0.1), ("robust", 0.0), ("unknown_actions", 1.5)]
+)
+def test_a_loss_that_would_teach_nonsense_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"LossConfig\.{name} must .*, got {value}"):
+        dataclasses.replace(TINY.loss, **{name: value})
+
+
 def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no size 'huge'; there are tiny, small, medium"):
         world_config("huge", action_size=2, state_size=0)
@@ -198,7 +206,7 @@ def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
 def test_every_size_can_be_built(size: str, pixels: int) -> None:
     config = world_config(size, action_size=2, state_size=3, frame_size=(pixels, pixels))
     assert config.latent_shape == (4, 8, 8)
-    assert config.frame_tokens == 16
+    assert config.frame_tokens == (8 // config.transformer.patch) ** 2
     with torch.device("meta"):
         WorldModel(config)
 

@@ -142,7 +142,7 @@ def test_the_spread_learns_the_size_of_the_error() -> None:
     noise = 0.2 * torch.randn((40, B, T), generator=torch.Generator().manual_seed(9))
     _, ended, _, valid = targets()
     optimizer = torch.optim.Adam([*heads.mean.parameters(), *heads.log_spread.parameters()], 0.05)
-    for step in range(240):
+    for step in range(80):
         state = torch.zeros(B, T, 0)
         loss, _ = heads.loss(inputs, 1.0 + noise[step % 40], ended, state, valid)
         optimizer.zero_grad()

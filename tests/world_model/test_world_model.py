@@ -166,7 +166,7 @@ def test_a_dream_is_the_same_in_any_order_and_twice(world: WorldModel) -> None:
 def test_a_fresh_start_leaves_the_neighbours_bit_for_bit(world: WorldModel) -> None:
     chunks = random_chunks(3, 14)  # longer than any ring of the memory
     fresh = start(world, make_clips(1, 3, seed=7))
-    state, _ = dream(world, start(world, make_clips(3, 3)), chunks[:10])
+    state, _ = dream(world, start(world, make_clips(3, 3)), chunks[:10], denoise_steps=1)
     undisturbed = dream(world, state, chunks[10:])[1]
     written = dream(world, state.write(torch.tensor([1]), fresh), chunks[10:])[1]
     assert torch.equal(written[[0, 2]], undisturbed[[0, 2]])
@@ -302,19 +302,19 @@ def test_every_weight_of_the_dynamics_learns_and_the_tokenizer_rests(F: int) -> 
 
 def test_the_loss_falls_on_one_batch() -> None:
     world = make_world()
-    clips = make_clips(2, 5)
-    draws = in_mode(draw(world, clips), "joint")
+    clips = make_clips(2, 4)
+    draws = in_mode(draw(world, clips), "policy")
     parts = (world.mixture, world.heads)
     optimizer = torch.optim.AdamW([p for m in parts for p in m.parameters()], lr=3e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(8):
         loss, metrics = world.loss(clips, draws)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
         assert all(value.isfinite() and not value.requires_grad for value in metrics.values())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 def test_a_dreamed_history_takes_the_place_of_the_truth(world: WorldModel) -> None:
