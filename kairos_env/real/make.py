@@ -3,23 +3,28 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
+from kairos_env import catalogue
 from kairos_env.real.errors import UnknownEnvironmentError, suggest
 from kairos_env.real.real_env import RealEnv
 from kairos_env.real.render import load_mujoco
 from kairos_env.real.simulator import Env, MujocoSimulator, Simulator, is_mujoco
 
+if TYPE_CHECKING:
+    from kairos_env.worlds import World
+
 # The keys of a world's "environment" that make_real takes as they are.
 _WORLD_OPTIONS = ("chunk", "frames_per_chunk", "frame_size", "horizon")
+_EXAMPLES = ("metaworld/reach-v3", "robosuite/Lift")
 _UNLIMITED = -1  # how gymnasium.make spells "no time limit"
 
 
 def make_real(
-    name_or_world: str | Path,
+    name_or_world: "str | Path | World",
     *,
     chunk: int | None = None,
     frames_per_chunk: int | None = None,
@@ -33,8 +38,8 @@ def make_real(
 
     Args:
         name_or_world: A Gymnasium id ("KairosPush-v0", "HalfCheetah-v5"), "metaworld/TASK",
-            "robosuite/TASK", or a world: its folder, or a bundled world's name. A world fixes what
-            is left at None below.
+            "robosuite/TASK", or a world: loaded, its folder, or a bundled world's name. A world
+            fixes what is left at None below.
         chunk: K, low-level actions per step (4).
         frames_per_chunk: F, frames per step; divides K (1).
         frame_size: Side of the square frame in pixels (64).
@@ -55,14 +60,13 @@ def make_real(
         "frame_size": frame_size,
         "horizon": horizon,
     }
-    world = find_world(name_or_world)
-    name = str(name_or_world)
-    if world is not None:
-        recipe = read_recipe(world)
-        name = recipe["id"]
+    recipe = find_recipe(name_or_world)
+    name = str(name_or_world) if recipe is None else recipe["id"]
+    if recipe is not None:
         options = {k: recipe.get(k) if v is None else v for k, v in options.items()}
         env_kwargs = {**recipe.get("kwargs", {}), **env_kwargs}
-        camera = env_kwargs.pop("camera", None) if camera is None else camera
+    if camera is None:
+        camera = env_kwargs.pop("camera", None)
     chunk, frames_per_chunk = options["chunk"] or 4, options["frames_per_chunk"] or 1
     spec_kwargs = {"name_or_world": name, "camera": camera, **options, **env_kwargs}
     simulator = open_simulator(
@@ -118,15 +122,29 @@ def open_simulator(
     return Simulator(env, frame_size=frame_size)
 
 
-def find_world(name_or_world: str | Path) -> Path | None:
-    """The folder of a world, given or bundled; None when the name is an environment's."""
-    given = Path(name_or_world)
-    bundled = Path(__file__).resolve().parents[1] / "worlds" / given.name
-    candidates = [given] + ([bundled] if given.name == str(name_or_world) else [])
-    for folder in candidates:
-        if (folder / "world.json").is_file():
-            return folder
+def find_recipe(name_or_world: object) -> dict[str, Any] | None:
+    """What a world says about the environment it was learned from; None for an environment's name.
+
+    Args:
+        name_or_world: As for `make_real`.
+    """
+    manifest = getattr(name_or_world, "manifest", None)
+    if manifest is not None:
+        return _recipe_of(manifest.environment)
+    text = str(name_or_world)
+    if catalogue.is_world(Path(text).expanduser()):
+        return read_recipe(Path(text).expanduser())
+    if text in catalogue.bundled_worlds():
+        return read_recipe(catalogue.find_world(text))
+    if text == catalogue.UNTRAINED:
+        from kairos_env.worlds import load_world
+
+        return _recipe_of(load_world(text).manifest.environment)
     return None
+
+
+def _recipe_of(environment: Any) -> dict[str, Any]:
+    return {name: getattr(environment, name) for name in ("id", "kwargs", *_WORLD_OPTIONS)}
 
 
 def read_recipe(world: Path) -> dict[str, Any]:
@@ -167,7 +185,7 @@ def _unknown(name: str) -> str:
     )
     return (
         f"{name!r} is neither registered with Gymnasium nor a world ({folder})."
-        + suggest(name, [*gymnasium.registry, "metaworld/reach-v3", "robosuite/Lift"])
+        + suggest(name, [*gymnasium.registry, *catalogue.bundled_worlds(), *_EXAMPLES])
         + " Names from a package that must be imported first are written 'package:Name-v0'."
     )
 

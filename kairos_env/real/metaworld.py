@@ -65,7 +65,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._show_goal()
         # The limit is this object's business: Meta-World's own raises one step too late.
         self._inner.max_path_length = _NEVER
-        self._limit = _NEVER if max_episode_steps is None else max_episode_steps
+        self.max_episode_steps = max_episode_steps
         self._steps = 0
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.observation_space = self._inner.sawyer_observation_space
@@ -110,7 +110,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.observation = self._within_bounds(observation)
         success = bool(info["success"])
         terminated = success and self._terminate_on_success
-        truncated = self._steps >= self._limit
+        truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
         return (
             self.observation.copy(),
             float(reward),

@@ -1,5 +1,6 @@
 """`RealEnv`: a simulator with the dream's face."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,6 +10,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from kairos_env.actions import checked_chunk
+from kairos_env.errors import ActionError
 from kairos_env.real.simulator import Simulator
 from kairos_env.real.snapshots import ForeignSnapshotError, Snapshot
 from kairos_env.spaces import chunk_space
@@ -56,12 +59,13 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         self.name = name
         self.chunk = chunk
         self.frames_per_chunk = frames_per_chunk
-        self.horizon = horizon
+        self._horizon = horizon
         self.render_mode = render_mode
         self.spec = spec
         size = simulator.frame_size
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.action_space = chunk_space(simulator.env.action_space, chunk)
+        self._chunk_space = chunk_space(simulator.env.action_space, chunk)
+        self.action_space = self._chunk_space
         self.metadata = {**self.metadata, "render_fps": simulator.control_hz / chunk}
         self._elapsed = 0
         # None until the first reset; "over" once an episode has ended.
@@ -76,6 +80,13 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
     def fps(self) -> float:
         """Frames a second of simulated time."""
         return self._simulator.control_hz * self.frames_per_chunk / self.chunk
+
+    @property
+    def horizon(self) -> int | None:
+        """Steps until truncation: as given, else as the low-level time limit has it."""
+        if self._horizon is not None or self._simulator.time_limit is None:
+            return self._horizon
+        return math.ceil(self._simulator.time_limit / self.chunk)
 
     @property
     def state_size(self) -> int:
@@ -101,15 +112,15 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         """Execute a chunk.
 
         Args:
-            action: Box(K, D) or MultiDiscrete (K,) values; Box values outside the bounds count as
-                the nearest bound.
+            action: Values of `action_space`. As in a dream, one that is out of bounds, not finite
+                or of another shape raises an ActionError before anything moves.
 
         Returns:
             The last frame, the summed reward, terminated, truncated, info (see the class).
         """
         self._require_running()
-        actions = self._low_level_actions(action)
-        return self._execute(lambda index: actions[index])
+        actions = checked_chunk(self._chunk_space, action)
+        return self._execute(lambda index: self._low_level(actions[index]))
 
     def follow(
         self, policy: LowLevelPolicy, rng: np.random.Generator
@@ -129,7 +140,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
 
         def decide(index: int) -> Any:
             del index
-            actions.append(self._one_low_level_action(policy(self, rng)))
+            actions.append(self._decided(policy, rng))
             return actions[-1]
 
         frame, reward, terminated, truncated, info = self._execute(decide)
@@ -153,7 +164,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         actions: list[Any] = []
         over = False
         while len(actions) < self.chunk and not over:
-            actions.append(self._one_low_level_action(policy(self, rng)))
+            actions.append(self._decided(policy, rng))
             _, terminated, truncated, _ = self._simulator.step(actions[-1])
             over = terminated or truncated
         self._simulator.restore(before)
@@ -232,7 +243,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
                 frames.append(self._simulator.frame())
         frames += [frames[-1]] * (self.frames_per_chunk - len(frames))
         self._elapsed += 1
-        truncated = truncated or (self.horizon is not None and self._elapsed >= self.horizon)
+        truncated = truncated or (self._horizon is not None and self._elapsed >= self._horizon)
         self._phase = "over" if terminated or truncated else "running"
         info = self._step_info(info, frames, rewards, executed)
         return frames[-1].copy(), total, terminated, truncated, info
@@ -249,29 +260,24 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         chunk: NDArray[Any] = np.stack(filled)
         return chunk.reshape(cast(tuple[int, ...], self.action_space.shape))
 
-    def _low_level_actions(self, chunk: Any) -> list[Any]:
-        """The chunk's K actions, each as the low-level space has them."""
-        values = np.asarray(chunk)
-        if values.shape != self.action_space.shape:
-            raise ValueError(
-                f"expected a chunk of shape {self.action_space.shape}, got {values.shape}; "
-                f"one step takes {self.chunk} low-level actions"
-            )
-        return [self._one_low_level_action(row) for row in values]
-
-    def _one_low_level_action(self, action: Any) -> Any:
+    def _low_level(self, action: Any) -> Any:
+        """One checked action in the low-level space's shape and type."""
         space = self.low_level.action_space
-        values = np.asarray(action)
         if isinstance(space, gymnasium.spaces.Box):
-            if values.size != np.prod(space.shape) or not np.isfinite(values).all():
-                raise ValueError(
-                    f"expected {np.prod(space.shape)} finite numbers per low-level action, got "
-                    f"{values.tolist()}"
-                )
-            return np.clip(values.reshape(space.shape), space.low, space.high).astype(space.dtype)
-        if values.dtype.kind not in "iu" or not space.contains(np.int64(values)):
-            raise ValueError(f"expected a whole number in {space}, got {action!r}")
-        return np.int64(values)
+            return np.asarray(action, space.dtype).reshape(space.shape)
+        return np.int64(action)
+
+    def _decided(self, policy: LowLevelPolicy, rng: np.random.Generator) -> Any:
+        """What a policy does now; it may overshoot the bounds."""
+        space = self.low_level.action_space
+        action = np.asarray(policy(self, rng))
+        if not isinstance(space, gymnasium.spaces.Box):
+            return np.int64(action)
+        if action.size != np.prod(space.shape) or not np.isfinite(action).all():
+            raise ActionError(
+                f"expected {np.prod(space.shape)} finite numbers from the policy, got {action}"
+            )
+        return self._low_level(np.clip(action.reshape(space.shape), space.low, space.high))
 
     def _step_info(
         self,

@@ -70,7 +70,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         **kwargs: Any,
     ) -> None:
         self.render_mode = render_mode
-        self._limit = max_episode_steps
+        self.max_episode_steps = max_episode_steps
         self._terminate_on_success = terminate_on_success
         self._steps = 0
         self._inner: Any = _make_inner(task, kwargs)
@@ -132,7 +132,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             self._read(observations),
             float(reward),
             success and self._terminate_on_success,
-            self._limit is not None and self._steps >= self._limit,
+            self.max_episode_steps is not None and self._steps >= self.max_episode_steps,
             {**info, "success": success},
         )
 

@@ -56,6 +56,13 @@ class Simulator:
             return 1.0 / float(seconds)
         return float(self.env.metadata.get("render_fps", 30))
 
+    @property
+    def time_limit(self) -> int | None:
+        """Low-level actions until the environment truncates an episode by itself."""
+        spec = self.env.spec
+        limit = None if spec is None else spec.max_episode_steps
+        return limit or getattr(self.env.unwrapped, "max_episode_steps", None)
+
     def reset(self, *, seed: int | None, options: dict[str, Any] | None) -> dict[str, Any]:
         """A new episode; returns the environment's info."""
         observation, info = self.env.reset(seed=seed, options=options)

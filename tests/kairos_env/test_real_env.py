@@ -5,6 +5,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from kairos_env import make_real
+from kairos_env.errors import ActionError
 from kairos_env.real import ForeignSnapshotError, RealEnv, SnapshotError
 from kairos_env.real.experts import expert_for
 from kairos_env.real.simulator import Simulator, shrink
@@ -195,12 +196,22 @@ def test_following_an_expert_is_stepping_with_the_actions_it_took():
 
 
 @pytest.mark.render
-def test_actions_out_of_bounds_count_as_the_bound():
+def test_a_policy_that_overshoots_is_clipped_when_followed():
     a, b = make_real("KairosReach-v0"), make_real("KairosReach-v0")
     a.reset(seed=0)
     b.reset(seed=0)
-    far, bound = np.full((4, 2), 9.0, np.float32), np.ones((4, 2), np.float32)
-    assert_identical(roll(a, [far]), roll(b, [bound]))
+    *_, info = a.follow(lambda env, rng: np.array([9.0, -9.0]), np.random.default_rng(0))
+    np.testing.assert_array_equal(info["actions"], np.array([[1, -1]] * 4))
+    np.testing.assert_array_equal(b.step(info["actions"])[4]["state"], info["state"])
+    with pytest.raises(ActionError, match="2 finite numbers"):
+        a.follow(lambda env, rng: np.array([np.nan, 0]), np.random.default_rng(0))
+
+
+@pytest.mark.render
+def test_the_horizon_is_known_in_steps():
+    assert make_real("KairosReach-v0", chunk=8).horizon == 25
+    assert make_real("KairosReach-v0", chunk=3).horizon == 67
+    assert make_real("KairosReach-v0", horizon=9).horizon == 9
 
 
 # -- snapshots ------------------------------------------------------------------------------------
@@ -347,6 +358,7 @@ def test_a_foreign_snapshot_is_refused():
     ("chunk", "message"),
     [
         (np.zeros((4, 3), np.float32), r"shape \(4, 2\), got \(4, 3\)"),
+        (np.full((4, 2), 1.5, np.float32), "between -1.0 and 1.0"),
         (np.zeros(2, np.float32), r"one step takes 4 low-level actions"),
         (np.full((4, 2), np.nan, np.float32), "finite"),
         (np.full((4, 2), np.inf, np.float32), "finite"),
@@ -357,7 +369,7 @@ def test_a_bad_box_chunk_is_refused_before_anything_moves(chunk, message):
     env = make_real("KairosReach-v0")
     env.reset(seed=0)
     before = env.snapshot()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ActionError, match=message):
         env.step(chunk)
     after = env.snapshot()
     np.testing.assert_array_equal(before["mujoco"], after["mujoco"])
@@ -367,7 +379,7 @@ def test_a_bad_box_chunk_is_refused_before_anything_moves(chunk, message):
 def test_a_bad_discrete_chunk_is_refused(chunk):
     env = countdown(chunk=2)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="whole number"):
+    with pytest.raises(ActionError, match=r"whole numbers|choices from 0 to 1"):
         env.step(chunk)
 
 

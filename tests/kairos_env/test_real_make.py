@@ -43,6 +43,16 @@ def test_a_world_folder_names_its_truth(world, kind):
 
 
 @pytest.mark.render
+def test_the_untrained_world_and_a_loaded_one_name_their_truth():
+    from kairos_env.worlds import load_world
+
+    by_name, loaded = make_real("untrained"), make_real(load_world("untrained"))
+    for env in (by_name, loaded):
+        assert env.name == "KairosPush-v0"
+        assert env.horizon == load_world("untrained").manifest.environment.horizon
+
+
+@pytest.mark.render
 def test_what_the_caller_says_wins_over_the_world(world):
     folder = world({"id": "HalfCheetah-v5", "kwargs": {"ctrl_cost_weight": 5.0}, "chunk": 6})
     env = make_real(folder, chunk=2)
