@@ -15,6 +15,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.data:main",
         "recording, storing and sampling of episodes",
     ),
+    "tables": (
+        "kairos_env.benchmarks.tables:main",
+        "write the tables of README and docs from the results",
+    ),
 }
 
 

@@ -1,0 +1,40 @@
+"""Tables in the documents are those of the results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kairos_env.benchmarks.tables import TABLES, documents, filled
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_no_document_is_behind_its_results(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert filled(text) == text, "run 'kairos bench tables'"
+
+
+def test_a_table_holds_the_measured_numbers_and_their_origin(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    result = {
+        "command": "kairos bench data",
+        "commit": "0123456789abcdef",
+        "machine": {"processor": "P", "threads": 2, "torch": "2"},
+        "rows": [{"name": "clips", "value": 57891.2, "unit": "clips/s", "note": "cached"}],
+    }
+    (folder / "data-p.json").write_text(json.dumps(result))
+    text = "before\n<!-- table: data -->\nold\n<!-- end of table -->\nafter\n"
+    made = filled(text, tmp_path)
+    assert "| clips | 57,891 | clips/s | cached |" in made
+    assert "commit 0123456789: `kairos bench data`" in made
+    assert "old" not in made
+    assert made.startswith("before\n")
+    assert made.endswith("after\n")
+    assert filled(made, tmp_path) == made
+
+
+def test_an_unknown_table_is_named() -> None:
+    with pytest.raises(ValueError, match="no table is called 'nothing'"):
+        filled("<!-- table: nothing -->\n<!-- end of table -->")
+    assert TABLES
