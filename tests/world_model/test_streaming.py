@@ -21,9 +21,11 @@ STACKS: dict[str, tuple[LayerKind, ...]] = {
     "SWA": ("SWA", "SWA"),
     "DSWA": ("DSWA", "DSWA"),
     "GLA": ("GLA", "GLA"),
-    "mixed": HYBRID * 2,
+    "mixed": (*HYBRID, "SWA"),  # every kind behind every kind that it follows in a taller stack
 }
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+# Frames per chunk, and frames per call: one by one, ragged, a chunk of several, calls of several.
+CHUNKINGS = ((1, [1] * 12), (1, [5, 1, 6]), (2, [2, 4, 6]), (3, [3, 9]))
 
 
 def make(
@@ -94,14 +96,15 @@ def stream(
     return torch.cat(video, dim=1), joined
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize(
+    ("batch", "dtype"), [(1, torch.float64), (7, torch.float32)], ids=["1-float64", "7-float32"]
+)
 @pytest.mark.parametrize("stack", STACKS)
 @torch.no_grad()
 def test_streaming_equals_parallel(stack: str, batch: int, dtype: torch.dtype) -> None:
     mixture = make(STACKS[stack], dtype)
     inputs = random_inputs(batch, dtype)
-    for chunk, calls in ((1, [1] * 12), (1, [5, 1, 6]), (2, [2, 4, 6]), (3, [3] * 4), (4, [8, 4])):
+    for chunk, calls in CHUNKINGS:
         whole = mixture(part(inputs, 0, T), FORWARD, chunk_frames=chunk)
         video, action = stream(mixture, inputs, FORWARD, chunk, calls)
         assert (video - whole.video).abs().max() <= TOLERANCE[dtype]
