@@ -122,7 +122,7 @@ def as_tensors(batch: Batch, device: str, rows: slice = slice(None)) -> dict[str
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """A name for these weights: latents of another tokenizer must never be mixed up with its own."""
+    """A name for these weights, so that latents of two tokenizers are never mixed up."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(name.encode())

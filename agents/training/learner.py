@@ -105,7 +105,7 @@ class Learner:
             part = (rows.stop - rows.start) / self.stage.batch
             with torch.autocast(self.config.device, torch.bfloat16, self.config.bfloat16):
                 loss, metrics = loss_of(rows)
-            (loss * part).backward()  # type: ignore[no-untyped-call]
+            (loss * part).backward()
             for name, value in metrics.items():
                 total[name] = total.get(name, 0.0) + part * float(value)
         return total

@@ -208,7 +208,7 @@ def first_dynamics(config: TrainConfig) -> int:
 
 
 def fit_statistics(world: WorldModel, data: TrainingData) -> None:
-    """Measure what latents, rewards and states look like, before the dynamics is trained on them."""
+    """Measure what latents, rewards and states look like, before anything is trained on them."""
     world.tokenizer.fit_statistics(data.some_frames(1000)[None].to(world.device))
     rows = data.train_rows()
     reward = torch.from_numpy(data.cache.rewards[rows])

@@ -75,7 +75,7 @@ def wait_for(condition, *, seconds=30):
 
 
 def test_a_killed_collection_resumes_to_the_same_bytes(tmp_path):
-    slow = {"delay": 0.004}
+    slow = {"delay": 0.012}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     collect(ENV, episodes=10, out=whole, **SMALL, **slow)
     process = run_cli(broken, episodes=10, **slow)
