@@ -8,7 +8,7 @@ would run against the arrow `benchmarks -> agents -> kairos_env -> world_model -
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # command: (module:function that takes the remaining arguments and returns an exit status, help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -29,28 +29,33 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-def usage() -> str:
-    """The list of commands, one line each."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: kairos COMMAND [options]   (kairos COMMAND --help)", "", *lines, ""])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(usage())
+    return run("kairos", COMMANDS, sys.argv[1:] if argv is None else argv)
+
+
+def run(program: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
+    """Run the command of a table that the first argument names, with the arguments after it."""
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(usage(program, commands))
         return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean 'kairos {close[0]}'?" if close else ""
-        sys.stderr.write(f"kairos: no command {name!r}.{hint}\n\n{usage()}")
+    name, *rest = argv
+    if name not in commands:
+        close = difflib.get_close_matches(name, commands, n=1)
+        hint = f" Did you mean '{program} {close[0]}'?" if close else ""
+        sys.stderr.write(f"{program}: no command {name!r}.{hint}\n\n{usage(program, commands)}")
         return 2
-    module, function = COMMANDS[name][0].split(":")
+    module, function = commands[name][0].split(":")
     status: int = getattr(importlib.import_module(module), function)(rest)
     return status
+
+
+def usage(program: str, commands: Mapping[str, tuple[str, str]]) -> str:
+    """The commands of a table, one line each."""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in commands.items()]
+    head = f"usage: {program} COMMAND [options]   ({program} COMMAND --help)"
+    return "\n".join([head, "", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -80,7 +80,11 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values of one stream, normalised over all heads together and rotated."""
+    """The projections of an attention layer, with queries and keys normalised over all heads.
+
+    Among frames, `project` gives rotated queries, keys and values, a kernel sums, and `combine`
+    brings the result back. To a text, `read` does it all: no rotation, no order.
+    """
 
     def __init__(
         self, dim: int, heads: int, head_dim: int, eps: float, *, half_rotation: bool = False
@@ -98,10 +102,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (..., D) -> three of (..., H, d)."""
-        split = (self.heads, -1)
-        q = self.query_norm(self.query(x)).unflatten(-1, split)
-        k = self.key_norm(self.key(x)).unflatten(-1, split)
-        v = self.value(x).unflatten(-1, split)
+        q, (k, v) = self._queries(x), self._keys_and_values(x)
         if self.half_rotation:  # imported weights that were run so
             q, k = q.half().to(q.dtype), k.half().to(k.dtype)
         return rotate(q, rotation), rotate(k, rotation), v
@@ -111,29 +112,19 @@ class Attention(nn.Module):
         y: Tensor = self.output(o.flatten(-2))
         return y
 
-
-class CrossAttention(nn.Module):
-    """Every token reads the text; no rotation, no order."""
-
-    def __init__(self, dim: int, heads: int, head_dim: int, eps: float) -> None:
-        super().__init__()
-        width = heads * head_dim
-        self.heads = heads
-        self.query = nn.Linear(dim, width)
-        self.key = nn.Linear(dim, width)
-        self.value = nn.Linear(dim, width)
-        self.output = nn.Linear(width, dim)
-        self.query_norm = RMSNorm(width, eps)
-        self.key_norm = RMSNorm(width, eps)
-
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the text: x (B, ..., D), text (B, S, D), mask (B, S) True where it may be read."""
-        split = (self.heads, -1)
-        tokens = x.flatten(1, -2)
-        q = self.query_norm(self.query(tokens)).unflatten(-1, split).transpose(1, 2)  # (B, H, N, d)
-        k = self.key_norm(self.key(text)).unflatten(-1, split).transpose(1, 2)  # (B, H, S, d)
-        v = self.value(text).unflatten(-1, split).transpose(1, 2)
+    def read(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read a text: x (B, ..., D), text (B, S, D), mask (B, S) True where it may be read."""
+        q = self._queries(x.flatten(1, -2)).transpose(1, 2)  # (B, H, N, d)
+        k, v = (t.transpose(1, 2) for t in self._keys_and_values(text))  # (B, H, S, d)
         allowed = None if mask is None else mask[:, None, None, :]
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        y: Tensor = self.output(o.transpose(1, 2).flatten(-2))
-        return y.view_as(x)
+        return self.combine(o.transpose(1, 2)).view_as(x)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        q: Tensor = self.query_norm(self.query(x))
+        return q.unflatten(-1, (self.heads, -1))
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        k: Tensor = self.key_norm(self.key(x))
+        v: Tensor = self.value(x)
+        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kairos_env.world_model.attention import Attention, CrossAttention
+from kairos_env.world_model.attention import Attention
 from kairos_env.world_model.conditioning import ImageTokens, NoiseLevel, Text
 from kairos_env.world_model.config import LayerKind, StreamConfig, TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead, ConvStem
@@ -42,7 +42,7 @@ class Block(nn.Module):
             if kind == "GLA"
             else None
         )
-        self.cross = CrossAttention(*shape) if config.text_dim else None
+        self.cross = Attention(*shape) if config.text_dim else None
         self.cross_norm = nn.LayerNorm(stream.dim, config.eps) if config.text_dim else None
         self.feed_forward = nn.Sequential(
             nn.Linear(stream.dim, stream.ffn_dim), nn.SiLU(), nn.Linear(stream.ffn_dim, stream.dim)
@@ -67,7 +67,7 @@ class Block(nn.Module):
         """Add what the mixer wrote, read the text, feed forward."""
         x = x + rows[2] * mixed
         if self.cross is not None and self.cross_norm is not None and text is not None:
-            x = x + self.cross(self.cross_norm(x), text, text_mask)
+            x = x + self.cross.read(self.cross_norm(x), text, text_mask)
         inner: Tensor = self.feed_forward(modulate(x, rows[3], rows[4], self.eps))
         return x + rows[5] * inner
 
