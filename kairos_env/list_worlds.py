@@ -1,0 +1,80 @@
+"""`kairos worlds`: the bundled worlds and what was measured of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kairos_env.card import flat
+from kairos_env.catalogue import BUNDLED, UNTRAINED, bundled_worlds, default_world, find_world
+from kairos_env.errors import WorldError
+from kairos_env.worlds import read_manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldsOptions:
+    """List the bundled worlds, or say everything about one."""
+
+    world: tyro.conf.Positional[str | None] = None
+    """A world to describe: a bundled one's name, a folder, or OWNER/NAME on the hub."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `kairos worlds`; returns the exit status."""
+    options = tyro.cli(WorldsOptions, prog="kairos worlds", args=list(argv))
+    console = Console()
+    try:
+        if options.world is None:
+            console.print(overview())
+        else:
+            console.print(details(find_world(options.world)))
+    except (WorldError, ImportError) as error:
+        Console(stderr=True).print(f"[red]kairos worlds:[/] {error}", highlight=False)
+        return 2
+    return 0
+
+
+def overview() -> Table:
+    """One row per bundled world."""
+    table = Table("", "world", "learned from", "step", "size", "what it is")
+    for name in bundled_worlds():
+        manifest = read_manifest(BUNDLED / name)
+        e = manifest.environment
+        table.add_row(
+            "default" if name == default_world() else "",
+            name,
+            e.id,
+            f"{e.chunk} actions, {e.seconds_per_step:g} s",
+            f"{megabytes(BUNDLED / name):.1f} MB",
+            manifest.description,
+        )
+    mark = "default" if default_world() == UNTRAINED else ""
+    text = "random weights, for trying things out"
+    table.add_row(mark, UNTRAINED, "nothing", "4 actions, 0.16 s", "in code", text)
+    return table
+
+
+def details(folder: Path) -> Table:
+    """Everything that world.json says, one row per leaf."""
+    manifest = read_manifest(folder)
+    table = Table(show_header=False, title=f"{manifest.name}: {manifest.description}")
+    table.add_row("folder", f"{folder} ({megabytes(folder):.1f} MB)")
+    e = manifest.environment
+    table.add_row("learned from", f"{e.id} {dict(e.kwargs) or ''}")
+    table.add_row("actions", f"{e.chunk_space}")
+    table.add_row("frames", f"{e.frame_size} x {e.frame_size}, {e.fps:g} a second")
+    table.add_row("horizon", f"{e.horizon} steps of {e.seconds_per_step:g} s")
+    table.add_row("reward", e.reward)
+    table.add_row("termination", e.termination)
+    for title, values in (("made", manifest.provenance), ("measured", manifest.fidelity)):
+        for name, value in flat(values):
+            table.add_row(f"{title}: {name}", value)
+    return table
+
+
+def megabytes(folder: Path) -> float:
+    """Size of a folder's files."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
