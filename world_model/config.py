@@ -122,6 +122,9 @@ class TransformerConfig:
     head_blocks: int = 3
     previous_frames: int = 2
     """Clean frames that the convolutional stem reads beside the noisy one."""
+    anchor: bool = False
+    """The oldest of them is always the dream's first frame: what stands still is then never
+    forgotten, however long the dream."""
     actions_per_frame: int = 1
     action_conditions_time: bool = False
     """Also add a frame's actions to its noise-level embedding, beside the attention path (small

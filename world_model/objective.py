@@ -206,10 +206,11 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
     history = noise(clips.get("history", truth).float(), draws.history_noise, level)
     known = ~draws.hidden.repeat(1, T)
     known[:, 0] = False  # nothing led to the first frame
+    t = world.config.transformer
     inputs = Inputs(
         first_frame=torch.zeros(B, dtype=torch.int64, device=truth.device),
         latents=history,
-        previous=with_previous(history, world.config.transformer.previous_frames),
+        previous=with_previous(history, t.previous_frames, anchor=t.anchor),
         video_noise=level,
         actions=led_by(clips["actions"]),
         actions_known=known,

@@ -140,6 +140,8 @@ def world_config(
         freq_dim=64,
         patch=s.patch,
         stem="conv",
+        previous_frames=3,
+        anchor=True,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
         actions_per_frame=actions_per_frame,

@@ -38,7 +38,8 @@ class DreamState:
 
     layers: tuple[LayerMemory, ...]
     previous: Tensor
-    """(B, P, C, h, w): the last clean latent frames, oldest first."""
+    """(B, P, C, h, w): the last clean latent frames, oldest first; with an anchor, the oldest is
+    the dream's first frame."""
     frame: Tensor
     """(B,) int64: frames in memory so far."""
     seed: Tensor

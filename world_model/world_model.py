@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kairos_env.world_model.config import TransformerConfig, positive
 from kairos_env.world_model.flow import Schedule, sample, velocity_from_x0
 from kairos_env.world_model.heads import Heads, HeadsConfig
-from kairos_env.world_model.history import led_by, with_previous
+from kairos_env.world_model.history import led_by, slide, with_previous
 from kairos_env.world_model.mixture import FORWARD, Inputs, Mixture
 from kairos_env.world_model.noise import counter_normal
 from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss
@@ -178,7 +178,7 @@ class WorldModel(nn.Module):
         """`start` for frames that are encoded already: (B, T, C, h, w)."""
         B, T = latents.shape[:2]
         self._check_start(B, T, actions, seeds, text)
-        P = self.config.transformer.previous_frames
+        P, anchor = self.config.transformer.previous_frames, self.config.transformer.anchor
         first = torch.zeros(B, dtype=torch.int64, device=latents.device)
         known = torch.ones(B, T, dtype=torch.bool, device=latents.device)
         known[:, 0] = False  # nothing led to the first frame
@@ -190,7 +190,7 @@ class WorldModel(nn.Module):
         inputs = Inputs(
             first_frame=first,
             latents=latents,
-            previous=with_previous(latents, P),
+            previous=with_previous(latents, P, anchor=anchor),
             video_noise=clean,
             actions=led_by(actions),
             actions_known=known,
@@ -207,7 +207,8 @@ class WorldModel(nn.Module):
             predict=False,
         )
         assert outputs.memory is not None
-        tail = with_previous(torch.cat([latents, latents[:, -1:]], dim=1), P)[:, -1]
+        longer = torch.cat([latents, latents[:, -1:]], dim=1)
+        tail = with_previous(longer, P, anchor=anchor)[:, -1]
         return DreamState(outputs.memory, tail, first + T, seeds.to(first), text, text_mask)
 
     @torch.no_grad()
@@ -295,9 +296,7 @@ class WorldModel(nn.Module):
     ) -> tuple[DreamState, Tensor]:
         """Write predicted frames to memory with one clean pass; returns the pass's video tokens."""
         B, F = actions.shape[:2]
-        P = self.config.transformer.previous_frames
-        known = torch.cat([state.previous, latents], dim=1)
-        previous = torch.stack([known[:, i : i + P] for i in range(F)], dim=1)
+        previous, tail = slide(state.previous, latents, anchor=self.config.transformer.anchor)
         clean = torch.zeros(B, F, device=latents.device)
         inputs = Inputs(
             first_frame=state.frame,
@@ -315,7 +314,7 @@ class WorldModel(nn.Module):
         assert outputs.memory is not None
         assert outputs.tokens is not None
         after = dataclasses.replace(
-            state, layers=outputs.memory, previous=known[:, -P:], frame=state.frame + F
+            state, layers=outputs.memory, previous=tail, frame=state.frame + F
         )
         return after, outputs.tokens
 
