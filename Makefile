@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Extras that the tests use. Heavier simulators are optional: make test EXTRAS=dev,sb3,study,robosuite
 EXTRAS ?= dev,sb3,study
-export MUJOCO_GL ?= egl
 
 .PHONY: dream test check fix wheel clean
 

@@ -6,7 +6,7 @@ This one makes its own context current before every OpenGL call, the closing one
 """
 
 import atexit
-import ctypes.util
+import ctypes
 import importlib
 import os
 import sys
@@ -36,11 +36,27 @@ def load_mujoco() -> ModuleType:
 
     MuJoCo reads MUJOCO_GL once, when it is first imported. Without libEGL that import itself fails,
     so rendering is then switched off and the physics still runs.
+
+    Raises:
+        RenderError: MUJOCO_GL asks for a library that is not there.
     """
     if "mujoco" not in sys.modules and sys.platform.startswith("linux"):
-        backend = "egl" if ctypes.util.find_library("EGL") else "disable"
-        os.environ.setdefault("MUJOCO_GL", backend)
-    return importlib.import_module("mujoco")
+        os.environ.setdefault("MUJOCO_GL", "egl" if _can_load("libEGL.so.1") else "disable")
+    try:
+        return importlib.import_module("mujoco")
+    except AttributeError as error:  # what its OpenGL binding raises when the library is missing
+        raise RenderError(
+            f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: its OpenGL "
+            f"library is missing or broken ({error}). {INSTALL_HINT}"
+        ) from error
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 class FrameRenderer:

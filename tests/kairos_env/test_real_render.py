@@ -132,6 +132,24 @@ print(env.step(numpy.zeros(2, "float32"))[1])
     assert "apt-get install --no-install-recommends libegl1 libgl1 libgl1-mesa-dri" in result.stderr
 
 
+NO_LIBEGL = """
+import ctypes
+load = ctypes.CDLL
+def missing(name, *arguments, **options):
+    if "EGL" in str(name):
+        raise OSError(f"{name}: cannot open shared object file")
+    return load(name, *arguments, **options)
+ctypes.CDLL = missing
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"MUJOCO_GL": "egl"}])
+def test_a_missing_libegl_is_reported_with_what_to_install(environment):
+    result = run(NO_LIBEGL + MAKE_AND_RENDER, **environment)
+    assert "RenderError" in result.stderr
+    assert "apt-get install" in result.stderr
+
+
 def test_mujoco_imported_by_somebody_else_can_render_too():
     result = run("import mujoco\n" + MAKE_AND_RENDER)
     assert int(result.stdout) > 100, result.stderr
