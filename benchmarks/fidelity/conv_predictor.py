@@ -98,6 +98,7 @@ class ConvPredictor(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width, width) for _ in range(config.blocks))
         self.head = nn.Conv2d(width, C, 3, padding=1)
         nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
         self.reader = nn.Sequential(
             nn.Conv2d(2 * C, 32, 3, padding=1),
@@ -153,7 +154,11 @@ def read_dataset(
     dataset: Dataset, tokenizer: Tokenizer, on_progress: Callable[[float], None] | None = None
 ) -> Rollable:
     """Encode a dataset, episode by episode."""
-    latents, actions, values, ended, last = [], [], [], [], []
+    latents: list[Tensor] = []
+    actions: list[NDArray[Any]] = []
+    values: list[NDArray[Any]] = []
+    ended: list[NDArray[Any]] = []
+    last: list[NDArray[np.int64]] = []
     row = 0
     for number in range(len(dataset)):
         episode = dataset.episode(number)
@@ -195,7 +200,7 @@ def train(
         length = 1 if done < 0.5 else config.rollout
         loss = _loss(network, data, _draw(data, config, generator), length)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         updates += 1
@@ -285,7 +290,7 @@ def cached(
 
 def _new_network(data: Rollable, config: ConvConfig) -> ConvPredictor:
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         C, h, w = data.latents.shape[1:]
         network = ConvPredictor(config, (C, h, w), data.actions.shape[1], data.values.shape[1] - 1)
     rows = torch.from_numpy(data.transitions)

@@ -14,7 +14,7 @@ per step, F frames per step, A = K / F, D action size, S state size, R rows of a
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 HELD_OUT_FROM = 2**31
 # Streams of random numbers: what each is for. collect.py uses 0, 1 and 2 of the same seed.
-RESETS, ACTING, FORKS, DREAMS, SKIPPING = 11, 12, 13, 14, 15
+RESETS, ACTING, FORKS, DREAMS = 11, 12, 13, 14
 
 WITH_EXPERT = ("expert:0.35", "expert@0.3:0.3", "smooth:0.35")
 WITHOUT_EXPERT = ("smooth:0.7", "random:0.3")
 # A lasting episode that terminates goes back BACK steps, and smooth noise acts for the next DETOUR.
 # After TRIES times without getting any further it is left to end.
 BACK, DETOUR, TRIES = 3, 8, 10
-# Of the episodes tried, at least this share must outlast their history.
+# At least about this share of the episodes must outlast their history.
 LEAST_USABLE = 0.1
 
 
@@ -97,10 +97,8 @@ class Group:
     truth: Truth
     labels: tuple[str, ...]
     """Who acted, by episode."""
-    forked: NDArray[np.int64]
-    """(P,): which episodes of the group were forked."""
     forks: tuple[Truth, Truth] | None
-    """P moments, twice: what the episode did next, and what other actions did."""
+    """Moments of these episodes, twice: what the episode did next, and what other actions did."""
     skipped: int
     """Episodes that ended within their history and were left out."""
 
@@ -144,6 +142,17 @@ class Tape:
         return fork
 
 
+class Recorded(NamedTuple):
+    """One episode, and what else could have happened in it."""
+
+    number: int
+    tape: Tape
+    label: str
+    """Who acted."""
+    fork: tuple[int, Tape] | None
+    """A step of it, and the episode until there with another future; None for a short one."""
+
+
 class HeldOut:
     """Records held-out episodes of a world's true twin, group by group.
 
@@ -162,67 +171,56 @@ class HeldOut:
         self.steps = -(-config.horizon // F)
         self.env = real_twin(environment, horizon=self.warm_steps + self.steps)
         self.specs = policy_specs(config.policies, self.env)
+        self._policies = {spec.label: make_policy(spec, self.env) for spec in self.specs}
         self.can_go_back = _has_snapshots(self.env)
 
     def __iter__(self) -> Iterator[Group]:
-        number = skipped = 0
+        number = 0
         for first in range(0, self.config.episodes, self.config.batch):
             wanted = min(self.config.batch, self.config.episodes - first)
-            before, numbers, tapes, labels, forks = skipped, [], [], [], []
-            while len(tapes) < wanted:
-                tape, label, fork = self._record(number)
+            usable: list[Recorded] = []
+            skipped = 0
+            while len(usable) < wanted:
+                recorded = self._record(number)
                 number += 1
-                if tape.steps > self.warm_steps:
-                    numbers.append(number - 1)
-                    tapes.append(tape)
-                    labels.append(label)
-                    forks.append(fork)
-                elif (skipped := skipped + 1) > 10 + number * (1 - LEAST_USABLE):
+                if recorded.tape.steps > self.warm_steps:
+                    usable.append(recorded)
+                    continue
+                skipped += 1
+                if skipped > 10 + len(usable) / LEAST_USABLE:
                     raise EpisodesError(
-                        f"{skipped} of {number} episodes of {self.env.name} ended within the "
-                        f"{self.history} frames that a dream is started with; give other policies"
+                        f"{skipped} episodes of {self.env.name} ended within the {self.history} "
+                        f"frames that a dream is started with, {len(usable)} went on; give other "
+                        "policies"
                     )
-            yield self._group(numbers, tapes, labels, forks, skipped - before)
+            yield self._group(usable, skipped)
 
     def close(self) -> None:
         """Free the simulator."""
         self.env.close()
 
-    def _group(
-        self,
-        numbers: list[int],
-        tapes: list[Tape],
-        labels: list[str],
-        forks: "list[tuple[int, Tape] | None]",
-        skipped: int,
-    ) -> Group:
-        begin = [self.warm_steps] * len(tapes)
-        truth = self._cut(tapes, begin, self.steps, numbers)
-        forked = [i for i, fork in enumerate(forks) if fork is not None]
-        pairs = None
-        if forked:
-            steps = max(self.config.fork_steps)
-            at = [fork[0] for fork in forks if fork is not None]
-            other = [fork[1] for fork in forks if fork is not None]
-            theirs = [numbers[i] for i in forked]
-            pairs = (
-                self._cut([tapes[i] for i in forked], at, steps, theirs),
-                self._cut(other, at, steps, theirs),
-            )
-        return Group(truth, tuple(labels), np.array(forked, np.int64), pairs, skipped)
+    def _group(self, episodes: Sequence[Recorded], skipped: int) -> Group:
+        truth = self._cut([(e.number, e.tape, self.warm_steps) for e in episodes], self.steps)
+        labels = tuple(e.label for e in episodes)
+        forked = [(e.number, e.tape, e.fork) for e in episodes if e.fork is not None]
+        if not forked:
+            return Group(truth, labels, None, skipped)
+        steps = max(self.config.fork_steps)
+        went = self._cut([(number, tape, fork[0]) for number, tape, fork in forked], steps)
+        other = self._cut([(number, fork[1], fork[0]) for number, _, fork in forked], steps)
+        return Group(truth, labels, (went, other), skipped)
 
-    def _record(self, number: int) -> tuple[Tape, str, tuple[int, Tape] | None]:
-        """Episode `number`, who acted, and its fork: the step of it and what happened there."""
+    def _record(self, number: int) -> Recorded:
+        """Episode `number`: a function of the config and this number."""
         seed = self.config.seed
         spec = choose_policy(self.specs, number, seed=seed)
         lasting = self.can_go_back and _is_lasting(number, self.config.lasting)
         frame, info = self.env.reset(seed=held_out_seed(seed, number))
         tape = Tape(self.env, frame, info["state"])
         generator = np.random.default_rng([seed, ACTING, number])
-        policy = make_policy(spec, self.env)
-        tape, snapshots = self._play(tape, policy, generator, lasting=lasting)
+        tape, snapshots = self._play(tape, self._policies[spec.label], generator, lasting=lasting)
         label = f"{spec.label}, lasting" if lasting else spec.label
-        return tape, label, self._fork(tape, snapshots, number)
+        return Recorded(number, tape, label, self._fork(tape, snapshots, number))
 
     def _play(
         self, tape: Tape, policy: Policy, generator: np.random.Generator, *, lasting: bool
@@ -267,21 +265,19 @@ class HeldOut:
                 break
         return at, fork
 
-    def _cut(
-        self, tapes: Sequence[Tape], at: Sequence[int], steps: int, numbers: Sequence[int]
-    ) -> Truth:
-        """Episodes from step `at` on, with the history before it."""
+    def _cut(self, episodes: Sequence[tuple[int, Tape, int]], steps: int) -> Truth:
+        """Episodes (number, tape, step) from that step on, with the history before it."""
         F = self.env.frames_per_chunk
         cuts = [
             _cut_one(tape, row=step * F, history=self.history, frames=steps * F)
-            for tape, step in zip(tapes, at, strict=True)
+            for _, tape, step in episodes
         ]
         joined = {name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]}
         # A chunk's actions stand row by row on a tape: (B, T, A, D) to (B, N, K, D).
         actions = joined.pop("actions")
         chunks = actions.reshape(len(cuts), steps, -1, actions.shape[-1])
-        seeds = np.array([dream_seed(self.config.seed, number) for number in numbers], np.int64)
-        return Truth(chunks=chunks, seeds=seeds, **joined)
+        seeds = [dream_seed(self.config.seed, number) for number, _, _ in episodes]
+        return Truth(chunks=chunks, seeds=np.array(seeds, np.int64), **joined)
 
 
 def held_out_seed(seed: int, number: int) -> int:

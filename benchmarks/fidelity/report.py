@@ -17,6 +17,7 @@ from kairos_env.benchmarks.fidelity.statistics import Estimate
 from kairos_env.benchmarks.fidelity.strips import strips
 from kairos_env.benchmarks.machine import commit, describe_machine
 from kairos_env.card import card
+from kairos_env.catalogue import CARD, MANIFEST
 from kairos_env.manifest import manifest_to_text
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ def write_into_world(world: "World", content: Json) -> None:
     Raises:
         ValueError: The world was made in code and stands in no folder.
     """
-    from kairos_env.worlds import CARD, MANIFEST
-
     if world.path is None:
         raise ValueError("this world stands in no folder, so there is no world.json to write into")
     manifest = dataclasses.replace(world.manifest, fidelity=summary(content))
@@ -151,13 +150,12 @@ def _horizon_table(content: Json) -> Table:
             cells = [show(read(row), percent=percent) for row in rows["horizons"].values()]
             table.add_row(f"  {name}", *cells, style="bold" * (name == DREAM))
 
+    def of(thing: str, what: str) -> Callable[[Json], Json | None]:
+        return lambda row: row["objects"][thing][what]
+
     for thing in first.get("objects", {}):
-        block(f"{thing}, px", lambda row, thing=thing: row["objects"][thing]["error_px"])
-        block(
-            f"{thing}, present",
-            lambda row, thing=thing: row["objects"][thing]["present"],
-            percent=True,
-        )
+        block(f"{thing}, px", of(thing, "error_px"))
+        block(f"{thing}, present", of(thing, "present"), percent=True)
     if "state" in first:
         block("state, deviations", lambda row: row.get("state"))
     block("PSNR, dB", lambda row: row["psnr"])

@@ -70,5 +70,6 @@ def _numbers(columns: Sequence[int], width: int, scale: int = 2) -> Picture:
             bits = [DIGITS[int(digit)] >> (14 - bit) & 1 for bit in range(15)]
             mask = np.array(bits).reshape(5, 3).repeat(scale, 0).repeat(scale, 1).astype(bool)
             left = place * width + (1 + 4 * i) * scale
-            line[2 * scale : 7 * scale, left : left + 3 * scale][mask] = INK
+            room = line[2 * scale : 7 * scale, left : left + 3 * scale]
+            room[mask[:, : room.shape[1]]] = INK  # tiny pictures cut a number short
     return line
