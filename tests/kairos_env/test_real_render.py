@@ -134,12 +134,12 @@ print(env.step(numpy.zeros(2, "float32"))[1])
 
 NO_LIBEGL = """
 import ctypes
-load = ctypes.CDLL
+load = ctypes._dlopen
 def missing(name, *arguments, **options):
     if "EGL" in str(name):
         raise OSError(f"{name}: cannot open shared object file")
     return load(name, *arguments, **options)
-ctypes.CDLL = missing
+ctypes._dlopen = missing
 """
 
 
