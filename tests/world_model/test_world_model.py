@@ -10,9 +10,10 @@ from tiny_worlds import ACTIONS, STATES, K, make_clips, make_world, random_chunk
 from torch import Tensor
 
 from kairos_env.world_model.flow import NoiseLevels
+from kairos_env.world_model.noise import counter_normal
 from kairos_env.world_model.objective import ACTION_MODES, Draws, LossConfig
 from kairos_env.world_model.state import DreamState
-from kairos_env.world_model.world_model import WorldModel
+from kairos_env.world_model.world_model import VIDEO_NOISE, WorldModel
 
 # Matrix products of another batch size may add in another order: float32, latents of size 1, and a
 # few steps that feed on each other.
@@ -239,6 +240,32 @@ def test_what_does_not_fit_is_refused_by_name(world: WorldModel) -> None:
 
 
 # ---------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("F", [1, 2])
+def test_training_predicts_what_a_step_predicts(F: int) -> None:
+    """With a clean history and a step's own noise, the loss measures the errors of single steps."""
+    world = make_world(frames_per_chunk=F)
+    clips, seeds = make_clips(2, 3 * F, frames_per_chunk=F), torch.tensor([4, 5])
+    truth, actions = world.tokenizer.encode(clips["frames"]), clips["actions"]
+    draws = draw(world, clips)
+    eps, errors = torch.zeros_like(truth), []
+    for t in (F, 2 * F):
+        now = slice(t, t + F)
+        state = world.start_latents(truth[:, :t], actions[:, : t - 1], seeds=seeds)
+        eps[:, now] = counter_normal(seeds, state.frame, eps[:, now].shape[1:], stream=VIDEO_NOISE)
+        chunk = actions[:, t - 1 : t - 1 + F].flatten(1, 2)
+        dreamed = world.step(state, chunk, denoise_steps=1)[1].latents
+        errors.append((dreamed - truth[:, now]).square().mean())
+    draws = dataclasses.replace(
+        draws,
+        history_level=torch.zeros_like(draws.history_level),
+        hidden=torch.zeros_like(draws.hidden),
+        level=torch.ones_like(draws.level),
+        noise=eps,
+    )
+    _, metrics = world.loss(clips, draws)
+    torch.testing.assert_close(metrics["video_mse"], sum(errors) / 2, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("mode", MODES)
