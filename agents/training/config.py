@@ -84,6 +84,16 @@ WORLD_STAGES = (
 )
 
 
+TINY_STAGES = (
+    StageConfig(name="tokenizer", learns="tokenizer", steps=10, batch=8, frames=2),
+    StageConfig(name="dynamics", learns="dynamics", steps=10, batch=4, frames=6),
+    StageConfig(
+        name="rollout", learns="dynamics", steps=8, batch=4, frames=6, rollout=0.7, rollout_frames=8
+    ),
+)
+"""A run of seconds, to see that everything works; its world knows nothing."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
