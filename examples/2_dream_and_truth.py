@@ -28,9 +28,8 @@ for step in range(1, arguments.steps + 1):
     dreamed, dreamed_reward, dream_over, _, info = dream.step(chunk)
     seen, reward, over, cut, _ = truth.step(chunk)
     error = np.abs(dreamed.astype(float) - seen).mean()
-    print(
-        f"step {step:3d}  colours differ by {error:5.2f}  reward {dreamed_reward:6.3f} / {reward:6.3f}"
-    )
+    numbers = f"reward {dreamed_reward:6.3f} / {reward:6.3f}"
+    print(f"{step:3d}  colours differ by {error:5.2f}  {numbers}")
     if dream_over or over or cut:
         break
 truth.close()

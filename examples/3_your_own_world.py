@@ -1,7 +1,7 @@
 """Record an environment, learn a world of it, and dream in that world.
 
-Any Gymnasium id works, here one of our own scenes. `--tiny` shows the way in a minute; a world that is
-worth something takes about an hour on two cores (leave it out).
+Any Gymnasium id works, here one of our own scenes. `--tiny` shows the way in a minute; a world that
+is worth something takes about an hour (leave it out).
 
 Run: python examples/3_your_own_world.py [--tiny] [--env KairosReach-v0] [--folder my-world]
 """
