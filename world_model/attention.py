@@ -121,10 +121,10 @@ class Attention(nn.Module):
         return self.combine(o.transpose(1, 2)).view_as(x)
 
     def _queries(self, x: Tensor) -> Tensor:
-        q: Tensor = self.query_norm(self.query(x))
-        return q.unflatten(-1, (self.heads, -1))
+        q: Tensor = self.query_norm(self.query(x)).unflatten(-1, (self.heads, -1))
+        return q
 
     def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        k: Tensor = self.key_norm(self.key(x))
-        v: Tensor = self.value(x)
-        return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
+        k: Tensor = self.key_norm(self.key(x)).unflatten(-1, (self.heads, -1))
+        v: Tensor = self.value(x).unflatten(-1, (self.heads, -1))
+        return k, v
