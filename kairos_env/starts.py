@@ -67,7 +67,8 @@ def write_starts(path: Path, starts: Starts) -> None:
 def read_starts(path: Path) -> Starts:
     """Read an `.npz` that `write_starts` wrote; ValueError says what is wrong with the file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, because numpy leaves a file that it cannot read open
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except _UNREADABLE as error:
         raise ValueError(f"not a whole .npz file without pickled objects ({error})") from error

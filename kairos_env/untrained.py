@@ -21,6 +21,7 @@ SEED = 0
 FRAME_SIZE = 64
 # So that the placeholder does not end by itself at every other step.
 END_LOGIT = -8.0
+STIR = 0.01
 
 STATE_NAMES = (
     *("agent_x", "agent_y", "block_x", "block_y", "block_cos", "block_sin"),
@@ -94,8 +95,18 @@ def untrained_world(*, frames_per_chunk: int = 1, discrete: int | None = None) -
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
         model = WorldModel(config)
+    _stir(model)
     nn.init.constant_(model.heads.end.bias, END_LOGIT)
     return World(None, untrained_manifest(config), model, _drawn_starts(config))
+
+
+@torch.no_grad()
+def _stir(model: WorldModel) -> None:
+    """Draw the weights that begin at zero, so that noise, actions and memory show in the frames."""
+    generator = torch.Generator().manual_seed(SEED)
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():
+            weight.normal_(std=STIR, generator=generator)
 
 
 def _drawn_starts(config: WorldConfig, count: int = 8) -> Starts:

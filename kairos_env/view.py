@@ -34,9 +34,9 @@ class View:
     """(B, S): after the last frame; NaN where nobody knows it."""
     rewards: NDArray[np.float32]
     """(B, F)."""
-    uncertainty: NDArray[np.float32]
+    uncertainty: NDArray[np.float64]
     """(B,)."""
-    end_probability: NDArray[np.float32]
+    end_probability: NDArray[np.float64]
     """(B,): at the last frame."""
     frames: NDArray[np.uint8] | None
     """(B, F, H, W, 3), or None where nothing is decoded."""
@@ -97,8 +97,8 @@ def view_of(predictions: Sequence[Prediction], threshold: float) -> tuple[View, 
         latents=joined("latents").reshape(B, F, -1)[row[:, None], shown],
         state=joined("state")[row, last],
         rewards=np.where(np.arange(F) <= last[:, None], joined("reward"), 0).astype(np.float32),
-        uncertainty=_numpy(torch.stack([p.uncertainty for p in predictions]).amax(0)),
-        end_probability=probability[row, last],
+        uncertainty=_numpy(torch.stack([p.uncertainty for p in predictions]).amax(0).double()),
+        end_probability=probability[row, last].astype(np.float64),
         frames=None if predictions[0].frames is None else joined("frames")[row[:, None], shown],
     )
     return view, ends.any(1)
@@ -113,7 +113,7 @@ def view_of_history(
     """What dreams show before their first step: the last F frames of their histories."""
     B, T = latents.shape[:2]
     shown = np.maximum(np.arange(T - F, T), 0)  # a short history repeats its first frame
-    nothing = np.zeros(B, np.float32)
+    nothing = np.zeros(B)
     return View(
         latents=latents.reshape(B, T, -1)[:, shown],
         state=state.astype(np.float32),

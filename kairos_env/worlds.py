@@ -36,7 +36,7 @@ from kairos_env.catalogue import (
     default_world,
     find_world,
 )
-from kairos_env.errors import WorldError
+from kairos_env.errors import OptionError, WorldError
 from kairos_env.manifest import (
     EnvironmentSpec,
     Manifest,
@@ -142,7 +142,14 @@ def load_world(name: str | Path | World | None = None, *, device: str = "cpu") -
     Raises:
         WorldNotFoundError: There is no such world.
         WorldError: A file of it cannot be read; the message says which, and what to do.
+        OptionError: There is no such device.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch's words depend on the build
+        raise OptionError(
+            f"device {device!r} cannot be used here ({error}); give 'cpu' or, with a GPU, 'cuda'"
+        ) from error
     if isinstance(name, World):
         return name
     if name is None:

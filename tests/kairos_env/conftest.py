@@ -1,8 +1,13 @@
-"""Skips what needs a picture on a machine that cannot make one."""
+"""Skips what needs a picture on a machine that cannot make one; lets tests import helpers."""
+
+import sys
+from pathlib import Path
 
 import pytest
 
 from kairos_env.real.render import FrameRenderer, RenderError, load_mujoco
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
 
 
 def _why_not() -> str:
