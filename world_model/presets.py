@@ -154,4 +154,6 @@ def world_config(
         action_size=action_size,
         chunk=chunk,
         frames_per_chunk=frames_per_chunk,
+        # whole chunks, three frames or more: velocities are seen
+        history=frames_per_chunk * -(-3 // frames_per_chunk),
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kairos_env.world_model.config import TransformerConfig, positive
-from kairos_env.world_model.flow import Schedule, sample, velocity_from_x0
+from kairos_env.world_model.flow import Schedule, noise, sample, velocity_from_x0
 from kairos_env.world_model.heads import Heads, HeadsConfig
 from kairos_env.world_model.history import led_by, slide, with_previous
 from kairos_env.world_model.mixture import FORWARD, Inputs, Mixture
@@ -29,7 +29,7 @@ from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer, TokenizerConfig
 
 # Streams of a dream's random numbers: what each is for.
-VIDEO_NOISE, ACTION_NOISE = 0, 1
+VIDEO_NOISE, HISTORY_NOISE = 0, 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,15 +296,18 @@ class WorldModel(nn.Module):
     ) -> tuple[DreamState, Tensor]:
         """Write predicted frames to memory with one clean pass; returns the pass's video tokens."""
         B, F = actions.shape[:2]
+        level = torch.full((B, F), self.config.history_noise, device=latents.device)
+        if self.config.history_noise:
+            eps = counter_normal(state.seed, state.frame, latents.shape[1:], stream=HISTORY_NOISE)
+            latents = noise(latents, eps.to(latents), level)
         previous, tail = slide(state.previous, latents, anchor=self.config.transformer.anchor)
-        clean = torch.zeros(B, F, device=latents.device)
         inputs = Inputs(
             first_frame=state.frame,
             latents=latents,
             previous=previous,
-            video_noise=clean,
+            video_noise=level,
             actions=actions,
-            action_noise=clean,
+            action_noise=torch.zeros_like(level),
             text=state.text,
             text_mask=state.text_mask,
         )

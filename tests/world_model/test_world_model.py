@@ -368,3 +368,15 @@ def test_clips_must_be_whole_chunks(pairs: WorldModel) -> None:
     clips = make_clips(2, 5, frames_per_chunk=2)
     with pytest.raises(ValueError, match="clips of 5 frames cannot be cut into chunks of 2"):
         draw(pairs, clips)
+
+
+def test_history_noise_is_the_dreams_own_and_enters_memory(world: WorldModel) -> None:
+    noisy = WorldModel(dataclasses.replace(world.config, history_noise=0.3))
+    noisy.load_state_dict(world.state_dict())
+    clips = make_clips(2, 6)
+    chunks = random_chunks(1, 2)
+    first, _ = dream(noisy, start(noisy, clips), chunks)
+    again, _ = dream(noisy, start(noisy, clips), chunks)
+    clean, _ = dream(world, start(world, clips), chunks)
+    assert torch.equal(first.previous, again.previous)
+    assert not torch.allclose(first.previous[:, -1], clean.previous[:, -1], atol=0.05)
