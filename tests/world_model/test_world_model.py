@@ -374,7 +374,7 @@ def test_history_noise_is_the_dreams_own_and_enters_memory(world: WorldModel) ->
     noisy = WorldModel(dataclasses.replace(world.config, history_noise=0.3))
     noisy.load_state_dict(world.state_dict())
     clips = make_clips(2, 6)
-    chunks = random_chunks(1, 2)
+    chunks = random_chunks(2, 1)
     first, _ = dream(noisy, start(noisy, clips), chunks)
     again, _ = dream(noisy, start(noisy, clips), chunks)
     clean, _ = dream(world, start(world, clips), chunks)
