@@ -67,7 +67,7 @@ def counterfactual(
             np.where(seen[:, None], first[:, t, i] - second[:, t, i], np.nan)
             for first, second in (
                 (yard[0].truth.place, yard[1].truth.place),
-                (seen_places(yard[0], guess[0]), seen_places(yard[1], guess[1])),
+                (seen_places(yard[0], guess[0])[0], seen_places(yard[1], guess[1])[0]),
             )
         )
         moved = seen.any() and _moved(yard, t, i, seen)
@@ -175,7 +175,7 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
     result: Json = {}
     if yard.finder is None:
         return result
-    place = seen_places(yard, guess)
+    place, _ = seen_places(yard, guess)
     for i, thing in enumerate(yard.finder.objects):
         if not thing.gone_behind:
             continue

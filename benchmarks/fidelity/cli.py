@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kairos_env.worlds import World
 
 INTERRUPTED = 130
+PIPE_WIDTH = 110
 # Episodes that are recorded for the baseline when no dataset is named.
 BASELINE_EPISODES = 300
 
@@ -98,7 +99,8 @@ def run(arguments: Arguments) -> None:
         device=arguments.device,
         more={"conv_baseline": facts},
     )
-    console = Console()
+    # a file or a pipe has no width of its own
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
     report.print_report(content, console)
     if arguments.json is not None:
         report.write_report(arguments.json, content)

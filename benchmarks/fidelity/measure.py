@@ -20,6 +20,7 @@ from kairos_env.benchmarks.fidelity.metrics import (
     Json,
     Yardstick,
     by_horizon,
+    by_policy,
     compare,
     reward,
     termination,
@@ -151,7 +152,6 @@ def gather(
         keep = max(0, config.shown - seen)
         for name, predictor in everyone.items():
             clock = time.process_time()
-            tell(name, seen, total)
             trace, shown = roll_out(
                 predictor, group.truth, finder=finder, tolerance=config.tolerance, keep=keep
             )
@@ -161,8 +161,8 @@ def gather(
                 a, b = (roll_out(predictor, truth, finder=finder)[0] for truth in group.forks)
                 forks[name].append((a, b))
             seconds[name] += time.process_time() - clock
+            tell(name, seen + len(group.labels), total)
         groups.append(_without_pixels(group))
-        tell(TRUTH, seen + len(group.labels), total)
         clock = time.process_time()
     return Evidence(
         traces={name: Trace.concat(parts) for name, parts in traces.items()},
@@ -209,6 +209,7 @@ def summarise(
         "held_out": _held_out(evidence, yard),
         "detector": _detector(yard),
         "predictors": horizons,
+        "dream_by_policy": by_policy(yard, guesses[DREAM], evidence.labels),
         "dream_is_better": compare(
             yard, horizons[DREAM], {k: v for k, v in horizons.items() if k != DREAM}
         ),

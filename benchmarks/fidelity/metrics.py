@@ -4,7 +4,7 @@ Legend: B episodes, T frames, O objects, S state size.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,8 @@ class Errors:
     """(B, T)."""
     place: Numbers
     """(B, T, O): pixels to where the same eyes see the object in the true picture."""
+    found: Numbers
+    """(B, T, O): the same, only where the predictor shows the object at all."""
     to_state: Numbers
     """(B, T, O): pixels to where the simulator says it is."""
     present: Numbers
@@ -84,7 +86,8 @@ class Errors:
 def errors(yard: Yardstick, guess: Trace) -> Errors:
     """Compare a predictor with the truth, frame by frame."""
     truth, visible = yard.truth, yard.visible()
-    place = seen_places(yard, guess)
+    place, lost = seen_places(yard, guess)
+    distance = np.where(visible, np.linalg.norm(place - truth.place, axis=-1), np.nan)
     to_state = np.full(truth.area.shape, np.nan)
     if yard.finder is not None and truth.state.shape[-1]:
         to_state = np.linalg.norm(place - yard.finder.places_in_state(truth.state), axis=-1)
@@ -92,7 +95,8 @@ def errors(yard: Yardstick, guess: Trace) -> Errors:
     state = guess.state.astype(np.float64) - truth.state
     return Errors(
         squared=guess.squared_error,
-        place=np.where(visible, np.linalg.norm(place - truth.place, axis=-1), np.nan),
+        place=distance,
+        found=np.where(lost, np.nan, distance),
         to_state=np.where(visible, to_state, np.nan),
         present=np.where(visible, present, np.nan),
         state=state,
@@ -100,20 +104,20 @@ def errors(yard: Yardstick, guess: Trace) -> Errors:
     )
 
 
-def seen_places(yard: Yardstick, guess: Trace) -> Numbers:
-    """(B, T, O, 2): where a predictor shows the objects; one that it lost, in the middle.
+def seen_places(yard: Yardstick, guess: Trace) -> tuple[Numbers, NDArray[np.bool_]]:
+    """Where a predictor shows the objects (B, T, O, 2), and which of them it lost (B, T, O).
 
-    Leaving a lost object out would reward losing it, so it counts as the best guess of somebody who
-    sees nothing.
+    A lost object counts as standing in the middle of the picture, the best guess of somebody who
+    sees nothing: leaving it out would reward losing it.
     """
     if yard.finder is None:
-        return guess.place
+        return guess.place, np.zeros(guess.area.shape, bool)
     full = yard.finder.full_areas()
     # of what the truth shows, and where it shows next to nothing, of the object itself
     shown = np.maximum(np.nan_to_num(yard.truth.area), yard.config.visible_share * full)
     found = (guess.area >= yard.config.found_share * shown) & np.isfinite(guess.place).all(-1)
     middle = (yard.finder.size - 1) / 2
-    return np.where(found[..., None], guess.place, middle)
+    return np.where(found[..., None], guess.place, middle), ~found
 
 
 def by_horizon(yard: Yardstick, guess: Trace) -> Json:
@@ -139,6 +143,7 @@ def _at(yard: Yardstick, e: Errors, t: int) -> Json:
             "error_px": estimate(here),
             "median_px": quantile(here, 0.5),
             "p90_px": quantile(here, 0.9),
+            "found_px": estimate(e.found[:, t, i]),
             "to_state_px": estimate(e.to_state[:, t, i]),
             "present": estimate(e.present[:, t, i]),
         }
@@ -159,6 +164,29 @@ def _curve(yard: Yardstick, e: Errors) -> Json:
             "present": _series(e.present[..., i], mean),
         }
     return curve
+
+
+def by_policy(yard: Yardstick, guess: Trace, labels: Sequence[str]) -> Json:
+    """Means at the chosen horizons for each kind of episode: where the errors come from."""
+    e = errors(yard, guess)
+    result: Json = {}
+    for label in sorted(set(labels)):
+        rows = np.array([one == label for one in labels])
+        result[label] = {
+            str(h): {
+                "n": int(yard.valid[rows, h - 1].sum()),
+                "psnr": _series(e.squared[rows, h - 1 : h], psnr)[0],
+                "objects": {
+                    name: {
+                        "error_px": _series(e.place[rows, h - 1 : h, i], mean)[0],
+                        "present": _series(e.present[rows, h - 1 : h, i], mean)[0],
+                    }
+                    for i, name in enumerate(yard.names)
+                },
+            }
+            for h in yard.config.marks
+        }
+    return result
 
 
 def compare(yard: Yardstick, dream: Json, baselines: Mapping[str, Json]) -> Json:

@@ -116,6 +116,7 @@ def test_a_lost_object_is_absent_and_counts_as_in_the_middle(truth):
     middle = np.full(2, (SIZE - 1) / 2)
     expected = np.linalg.norm(AGENT.pixel(state[:, 5], SIZE) - middle, axis=-1)[truth.valid[:, 5]]
     assert agent["error_px"].value == pytest.approx(expected.mean(), abs=0.2)
+    assert agent["found_px"].value is None
 
 
 def test_an_end_that_comes_a_frame_late_counts_within_the_tolerance_only(truth):
