@@ -194,6 +194,37 @@ def dynamics_loss(
     return total, {"loss": total.detach()} | metrics
 
 
+def unrolled_loss(
+    world: "WorldModel", clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Error of dreamed frames against the truth, with gradients through all dreamed steps.
+
+    Args:
+        world: the model.
+        clips: as `dynamics_loss` takes them, with latents.
+        real: true frames before the dream.
+        seeds: (B,) int64, of the dreams.
+    """
+    truth = clips["latents"].float()
+    frames, tokens = world.unroll(truth, clips["actions"], real=real, seeds=seeds)
+    later, frames = truth[:, real:], frames.float()
+    error = frame_means((frames - later).square(), latent_weights(world, truth)[:, real:])
+    total = mean_over_clips(robust(error, world.config.loss.robust), clips["valid"][:, real:])
+    metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
+    if world.config.loss.heads_weight:
+        seen = torch.cat([truth[:, real - 1 : real], frames.detach()], dim=1)
+        heads, more = world.heads.loss(
+            (seen[:, :-1], seen[:, 1:], clips["actions"][:, real - 1 :], tokens.float()),
+            clips["rewards"][:, real - 1 :],
+            clips["terminated"][:, real - 1 :],
+            clips["state"][:, real:],
+            clips["valid"][:, real:],
+        )
+        total = total + world.config.loss.heads_weight * heads
+        metrics |= more
+    return total, {"loss": total.detach()} | metrics
+
+
 def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -> Past:
     """The clips as history: what is remembered, lightly noised, and all that goes with it."""
     if "latents" in clips:

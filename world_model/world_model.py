@@ -24,7 +24,7 @@ from kairos_env.world_model.heads import Heads, HeadsConfig
 from kairos_env.world_model.history import led_by, slide, with_previous
 from kairos_env.world_model.mixture import FORWARD, Inputs, Mixture
 from kairos_env.world_model.noise import counter_normal
-from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss
+from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
 from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer, TokenizerConfig
 
@@ -176,6 +176,17 @@ class WorldModel(nn.Module):
         text_mask: Tensor | None = None,
     ) -> DreamState:
         """`start` for frames that are encoded already: (B, T, C, h, w)."""
+        return self._begin(latents, actions, seeds, text, text_mask)
+
+    def _begin(
+        self,
+        latents: Tensor,
+        actions: Tensor | None,
+        seeds: Tensor,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> DreamState:
+        """One clean pass over the history; in training its gradients are kept."""
         B, T = latents.shape[:2]
         self._check_start(B, T, actions, seeds, text)
         P, anchor = self.config.transformer.previous_frames, self.config.transformer.anchor
@@ -342,16 +353,43 @@ class WorldModel(nn.Module):
         """
         return dynamics_loss(self, clips, draws)
 
+    def unroll(
+        self, latents: Tensor, actions: Tensor, *, real: int, seeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Dream clips on after `real` true frames, gradients kept.
+
+        Args:
+            latents: (B, T, C, h, w) the clips; only the first `real` frames are looked at.
+            actions: (B, T - 1, A, D).
+            real: True frames to begin with.
+            seeds: (B,) int64.
+
+        Returns:
+            The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
+            (B, T - real, L, D).
+        """
+        F = self.config.frames_per_chunk
+        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds)
+        frames, tokens = [], []
+        for t in range(real - 1, latents.shape[1] - 1, F):
+            chunk = actions[:, t : t + F]
+            dreamed = self._dream(state, chunk, self.config.denoise_steps)
+            state, seen = self._commit(state, dreamed, chunk)
+            frames.append(dreamed)
+            tokens.append(seen)
+        return torch.cat(frames, dim=1), torch.cat(tokens, dim=1)
+
+    def unrolled_loss(
+        self, clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far a dream strays from its clips; see `objective.unrolled_loss`."""
+        return unrolled_loss(self, clips, real=real, seeds=seeds)
+
     @torch.no_grad()
     def rollout(self, latents: Tensor, actions: Tensor, *, real: int, seeds: Tensor) -> Tensor:
         """What the dream remembers of clips after `real` true frames: (B, T, C, h, w).
 
         Training on these instead of the truth shows the model its own errors.
         """
-        F = self.config.frames_per_chunk
-        state = self.start_latents(latents[:, :real], actions[:, : real - 1], seeds=seeds)
-        dreamed = [latents[:, :real]]
-        for t in range(real - 1, latents.shape[1] - 1, F):
-            state, prediction = self.step(state, actions[:, t : t + F].flatten(1, 2), decode=False)
-            dreamed.append(prediction.latents)
-        return torch.cat(dreamed, dim=1)
+        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds)
+        return torch.cat([latents[:, :real], frames], dim=1)

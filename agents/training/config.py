@@ -43,6 +43,10 @@ class StageConfig:
     """Share of updates whose history is the model's own rollout: how drift is stopped."""
     rollout_frames: int = 24
     """Frames of those clips."""
+    unroll: float = 0.0
+    """Share of updates with gradients through the dreamed steps."""
+    unroll_frames: int = 10
+    """Frames of those clips."""
     at_end: float = 0.2
     """Share of clips that show a termination."""
 
@@ -60,7 +64,7 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must be positive, got {getattr(self, name)}"
                 )
-        for name in ("rollout", "ema", "at_end"):
+        for name in ("rollout", "unroll", "ema", "at_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"

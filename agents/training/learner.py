@@ -28,6 +28,8 @@ ROLLOUT_GROUP = 4
 REAL_CHUNKS = 4
 # Part of a stage after which dreams have their full length.
 GROWTH = 0.6
+# Keeps the draws of unrolled batches apart from those of the others.
+UNROLL = 1
 
 
 class DivergedError(RuntimeError):
@@ -194,6 +196,9 @@ class DynamicsObjective:
 
     def prepare(self, step: int) -> LossOfRows:
         """A batch of clips with everything random about it."""
+        random = np.random.default_rng([self.seed, step, UNROLL])
+        if random.random() < self.stage.unroll:
+            return self._unrolled(step, random)
         if step % self.group == 0:
             self._dreamed = self._dream_group(step)
         clips = self._dreamed.pop(step, None) or self._batch(step, self.stage.frames)
@@ -205,10 +210,24 @@ class DynamicsObjective:
 
         return loss_of
 
-    def longest_dream(self, step: int) -> int:
-        """Chunks that a dream may have by now: from one up to what fits the stage's clips."""
+    def _unrolled(self, step: int, random: np.random.Generator) -> LossOfRows:
+        """A batch whose gradients flow through the dreamed steps."""
         chunk = self.world.config.frames_per_chunk
-        most = max(1, self.stage.rollout_frames // chunk - REAL_CHUNKS)
+        real = chunk * int(random.integers(1, REAL_CHUNKS + 1))
+        dreamed = chunk * self.longest_dream(step, self.stage.unroll_frames)
+        clips = self._batch(step, real + dreamed)
+        seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            part = {name: value[rows] for name, value in clips.items()}
+            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows])
+
+        return loss_of
+
+    def longest_dream(self, step: int, frames: int) -> int:
+        """Chunks that a dream may have by now: from one up to what fits clips of `frames`."""
+        chunk = self.world.config.frames_per_chunk
+        most = max(1, frames // chunk - REAL_CHUNKS)
         done = step / self.planned if self.planned else 0.0
         return 1 + round((most - 1) * min(1.0, done / GROWTH))
 
@@ -217,7 +236,10 @@ class DynamicsObjective:
         random = np.random.default_rng([self.seed, first])
         if random.random() >= self.stage.rollout:
             return {}
-        chunk, longest = self.world.config.frames_per_chunk, self.longest_dream(first)
+        chunk, longest = (
+            self.world.config.frames_per_chunk,
+            self.longest_dream(first, self.stage.rollout_frames),
+        )
         dreamed = int(random.integers(max(1, longest // 2), longest + 1))
         real = chunk * int(random.integers(1, REAL_CHUNKS + 1))
         frames = real + chunk * dreamed

@@ -26,7 +26,9 @@ STAGES = (
         batch=4,
         frames=6,
         ema=0.5,
-        rollout=0.8,
+        rollout=0.5,
+        unroll=0.4,
+        unroll_frames=6,
         rollout_frames=6,
     ),
 )
