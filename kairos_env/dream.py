@@ -94,11 +94,11 @@ class Rollout:
         return np.array([np.abs(self.dream[0].astype(float) - t).mean() for t in self.truth])
 
 
-def open_twin(world: World) -> tuple[RealEnv | None, str]:
+def open_twin(world: World, **kwargs: Any) -> tuple[RealEnv | None, str]:
     """The world's truth if it can be rendered here, else None and what is missing."""
     twin = None
     try:
-        twin = world.make_twin()
+        twin = world.make_twin(**kwargs)
         twin.reset(seed=0)  # renders a frame, so what is missing shows now
     except (
         ImportError,
@@ -199,8 +199,9 @@ def run(options: DreamOptions, console: Console) -> int:
     """Dream, write, report."""
     torch.set_num_threads(options.threads)
     world = load_world(options.world, device=options.device)
-    twin, missing = open_twin(world) if options.truth else (None, "")
-    horizon = max(options.steps, world.manifest.environment.horizon)
+    # Long enough for both: a start may lie within an episode of the truth.
+    horizon = options.steps + world.manifest.environment.horizon
+    twin, missing = open_twin(world, horizon=horizon) if options.truth else (None, "")
     env = DreamEnv(world=world, horizon=horizon, denoise_steps=options.denoise_steps)
     try:
         act = make_policy(options.policy, world, twin, seed=options.seed)
@@ -245,9 +246,9 @@ def report(world: World, rollout: Rollout) -> Table:
     row("uncertainty", f"{np.mean(rollout.uncertainty):.3f}")
     if both:
         error, still = rollout.error(), rollout.standing_still()
-        row("mean difference of colours, 0 to 255", f"{error[1:].mean():.2f}")
-        row("... at the last frame", f"{error[-1]:.2f}")
-        row("... if the first frame were kept", f"{still[1:].mean():.2f}")
+        row("colour error (of 255)", f"{error[1:].mean():.2f}")
+        row("  at the last frame", f"{error[-1]:.2f}")
+        row("  had nothing moved", f"{still[1:].mean():.2f}")
     return table
 
 

@@ -24,6 +24,7 @@ class Settings:
     horizon: int | None = None
     start: int | Sequence[int] | None = None
     frames_per_chunk: int | None = None
+    max_uncertainty: float | None = None
     all_frames: bool = False
     decode: bool = True
     render_mode: str | None = None
@@ -38,6 +39,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not is_positive(value):
                 raise OptionError(f"{name} must be a positive whole number, got {value!r}")
+
+        limit = self.max_uncertainty
+        if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+            raise OptionError(f"max_uncertainty must be a positive number, got {limit!r}")
 
     def chunks_per_step(self, manifest: Manifest) -> int:
         """Chunks of the model that one step of the environment takes."""

@@ -60,6 +60,7 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         horizon: Steps after which an episode is truncated; None takes the world's own.
         start: The bundled start, or the list of them, that resets begin from; None for any.
         frames_per_chunk: F, a multiple of the world's own; the action chunk grows with it.
+        max_uncertainty: Truncate an episode when its uncertainty is above this.
         all_frames: Observe all F frames of a step (a new first axis) instead of the last.
         decode: False leaves `frames` out of the infos of observations that need none: faster.
         render_mode: None, "rgb_array" (the last frame) or "rgb_array_list" (every predicted frame
@@ -89,6 +90,7 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         horizon: int | None = None,
         start: int | Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
+        max_uncertainty: float | None = None,
         all_frames: bool = False,
         decode: bool = True,
         render_mode: str | None = None,
@@ -105,6 +107,7 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
             horizon=horizon,
             start=start,
             frames_per_chunk=frames_per_chunk,
+            max_uncertainty=max_uncertainty,
             all_frames=all_frames,
             decode=decode,
             render_mode=render_mode,
@@ -220,6 +223,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         terminated = self._dreams.advance(self._encoded(actions, ignored=ended))
         self._elapsed += 1
         truncated = self._elapsed >= self.horizon
+        if self.settings.max_uncertainty is not None:
+            truncated |= self._dreams.view.uncertainty > self.settings.max_uncertainty
         rewards = self._dreams.view.rewards.sum(1, dtype=np.float64)
         for dream in np.flatnonzero(~ended):
             self._collect(dream)

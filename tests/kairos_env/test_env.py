@@ -85,7 +85,7 @@ def test_gymnasium_finds_it_by_module_name_without_an_import():
 
 
 def test_an_untrained_world_says_so():
-    env = make(world=None)
+    env = make(world="untrained")
     assert env.unwrapped.metadata["trained"] is False
     assert "untrained" in str(env.unwrapped)
     assert env.unwrapped.world.manifest.provenance["trained"] is False
@@ -122,7 +122,7 @@ def test_one_dream_equals_its_place_in_a_batch():
 
 def test_global_random_numbers_are_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    env = make(world=None)
+    env = make(world="untrained")
     env.reset(seed=0)
     env.step(env.action_space.sample())
     env.reset()

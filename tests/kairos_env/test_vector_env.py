@@ -163,7 +163,7 @@ def test_noise_actions_and_start_all_show():
 
 def test_global_random_numbers_are_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    envs = make(2, world=None)
+    envs = make(2, world="untrained")
     envs.reset(seed=0)
     envs.reset()
     for actions in chunks(6, 2):
