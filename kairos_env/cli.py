@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 # command: (module:function that takes the remaining arguments and returns an exit status, help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "dream": ("kairos_env.dream:main", "roll a world out and write a video and a picture"),
+    "play": ("kairos_env.play:main", "drive a dream, and the truth beside it, in the browser"),
     "doctor": (
         "kairos_env.doctor:main",
         "say what this machine can do and which kernels were chosen",

@@ -270,6 +270,11 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         """What each generator was seeded with."""
         return tuple(self._streams.seeds)
 
+    @property
+    def over(self) -> NDArray[np.bool_]:
+        """(B,) whose episodes have ended and not begun anew."""
+        return self._over.copy()
+
     def __repr__(self) -> str:
         """Says which world, and whether it was trained."""
         return f"{type(self).__name__}({self.world.title}, num_envs={self.num_envs})"
