@@ -63,7 +63,13 @@ def run_cli(out, *, episodes, workers=2, **env_kwargs):
     command += ["--env-kwargs", json.dumps(env_kwargs)]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a script inherits an ignored ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
