@@ -22,9 +22,9 @@ class Arguments:
     """Folder of the world to write."""
     minutes: float = 60.0
     """Wall-clock budget."""
-    steps: tuple[int, int, int] | None = None
-    """Updates of tokenizer, dynamics and rollout instead of a budget in minutes: the same weights
-    on every machine of the same kind."""
+    steps: tuple[int, int, int, int] | None = None
+    """Updates of tokenizer, dynamics, rollout and unroll instead of a budget in minutes: the same
+    weights on every machine of the same kind."""
     size: str = "small"
     """tiny, small or medium."""
     name: str | None = None

@@ -75,15 +75,25 @@ WORLD_STAGES = (
     StageConfig(
         name="tokenizer",
         learns="tokenizer",
-        share=0.08,
+        share=0.07,
         batch=32,
         frames=2,
         learning_rate=2e-3,
         ema=0.99,
     ),
-    StageConfig(name="dynamics", learns="dynamics", share=0.22, final_rate=0.5),
+    StageConfig(name="dynamics", learns="dynamics", share=0.15, final_rate=0.5),
     StageConfig(
-        name="rollout", learns="dynamics", share=0.70, rollout=0.7, learning_rate=1e-3, ema=0.999
+        name="rollout", learns="dynamics", share=0.38, rollout=0.7, learning_rate=1e-3, ema=0.999
+    ),
+    StageConfig(
+        name="unroll",
+        learns="dynamics",
+        share=0.40,
+        batch=24,
+        unroll=0.7,
+        unroll_frames=14,
+        learning_rate=5e-4,
+        warmup=20,
     ),
 )
 
