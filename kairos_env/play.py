@@ -61,7 +61,9 @@ class Session:
         """What the page must know once."""
         e = self.world.manifest.environment
         return {
-            "title": self.world.title,
+            "name": self.world.name,
+            "description": self.world.manifest.description,
+            "trained": self.world.manifest.trained,
             "learned_from": e.id,
             "reward": e.reward,
             "actions": "numbers" if isinstance(e.space, Box) else "choices",
