@@ -99,15 +99,16 @@ class Simulator:
         packed = {k[4:]: v for k, v in snapshot.items() if k.startswith("env/")}
         try:
             kept = snapshots.unpack(packed)
+            all_values, all_random = kept["values"], kept["random"]
         except (KeyError, ValueError) as error:
             raise ForeignSnapshotError(f"not a snapshot of this kind: {error!r}") from error
         layers = snapshots.env_layers(self.env)
-        if len(kept["values"]) != len(layers):
+        if len(all_values) != len(layers):
             raise ForeignSnapshotError(
                 f"expected the values of {len(layers)} layers (wrappers and environments), got "
-                f"{len(kept['values'])}: the snapshot is of an environment wrapped in another way"
+                f"{len(all_values)}: the snapshot is of an environment wrapped in another way"
             )
-        for layer, values, random in zip(layers, kept["values"], kept["random"], strict=True):
+        for layer, values, random in zip(layers, all_values, all_random, strict=True):
             snapshots.put_back(layer, values)
             snapshots.set_random_state(layer, random)
         self.state = snapshot["state"].copy()

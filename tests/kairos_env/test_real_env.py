@@ -425,3 +425,13 @@ def test_shrinking_by_any_factor_keeps_a_flat_colour_and_the_mean():
     assert (shrink(flat, 16) == 123).all()
     noisy = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8)
     assert abs(shrink(noisy, 16).mean() - noisy.mean()) < 1
+
+
+def test_a_snapshot_without_what_this_version_keeps_is_foreign():
+    env = make_real("KairosReach-v0", render_mode=None)
+    env.reset(seed=0)
+    snapshot = env.snapshot()
+    old = {name: value for name, value in snapshot.items() if not name.startswith("env/")}
+    with pytest.raises(ForeignSnapshotError, match="not a snapshot of this kind"):
+        env.restore(old)
+    env.restore(snapshot)
