@@ -343,8 +343,9 @@ def frame_means(error: Tensor, weight: Tensor) -> Tensor:
 
 def robust(error: Tensor, c: float) -> Tensor:
     """2 sqrt(c) (sqrt(e + c) - sqrt(c)): nearly e below c, growing like its root above."""
+    root: float = c**0.5
     # the difference of roots, written without cancellation
-    return 2.0 * c**0.5 * error / ((error + c).sqrt() + c**0.5)
+    return 2.0 * root * error / ((error + c).sqrt() + root)
 
 
 def mean_over_clips(values: Tensor, weight: Tensor) -> Tensor:
