@@ -3,7 +3,8 @@
 Shapes: B dreams, n of them, K low-level actions per chunk of the model, D numbers per action.
 """
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kairos_env.beginnings import Beginning, Told
-from kairos_env.view import View, view_of, view_of_history
+from kairos_env.view import View, numpy_of, view_of, view_of_history
 from kairos_env.world_model.state import DreamState
 from kairos_env.worlds import World
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class Dreams:
@@ -25,15 +28,27 @@ class Dreams:
         denoise_steps: Passes per predicted frame; None takes the world's own number.
         chunks: Chunks of the model per step.
         decode: Whether frames are wanted.
+        precision: Of the large products.
+        compile: Use the world's compiled step.
     """
 
     def __init__(
-        self, world: World, count: int, *, denoise_steps: int | None, chunks: int, decode: bool
+        self,
+        world: World,
+        count: int,
+        *,
+        denoise_steps: int | None = None,
+        chunks: int = 1,
+        decode: bool = True,
+        precision: Precision = "float32",
+        compile: bool = False,
     ) -> None:
         self.world = world
         self.count = count
         self.frames = chunks * world.manifest.model.frames_per_chunk
         self._denoise_steps = denoise_steps
+        self._precision = precision
+        self._step = world.compiled_step if compile else world.model.step
         self.decode = decode
         self._memory: DreamState | None = None
         self._view: View | None = None
@@ -64,17 +79,17 @@ class Dreams:
     ) -> None:
         """Start dreams from histories in the slots `where`, each with its own random stream."""
         model = self.world.model
-        with torch.no_grad():
+        with torch.no_grad(), self._rounded():
             latents = model.tokenizer.encode(self._tensor(beginning.frames))
-        memory = model.start_latents(
-            latents,
-            None if beginning.actions is None else self._tensor(beginning.actions),
-            seeds=self._tensor(seeds),
-            text=self._tensor(told.features) if told else None,
-            text_mask=self._tensor(told.mask) if told else None,
-        )
+            memory = model.start_latents(
+                latents,
+                None if beginning.actions is None else self._tensor(beginning.actions),
+                seeds=self._tensor(seeds),
+                text=self._tensor(told.features) if told else None,
+                text_mask=self._tensor(told.mask) if told else None,
+            )
         frames = beginning.frames if self.decode else None
-        view = view_of_history(frames, latents.cpu().numpy(), beginning.state, self.frames)
+        view = view_of_history(frames, numpy_of(latents), beginning.state, self.frames)
         self.put(where, memory, view)
 
     def advance(self, actions: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -86,13 +101,14 @@ class Dreams:
         Raises:
             FloatingPointError: A dream left the finite numbers; nothing has changed.
         """
-        model, memory, predictions = self.world.model, self.memory, []
-        for part in self._tensor(actions).split(model.config.chunk, dim=1):
-            memory, prediction = model.step(
-                memory, part, denoise_steps=self._denoise_steps, decode=self.decode
-            )
-            predictions.append(prediction)
-        view, ended = view_of(predictions, model.config.heads.end_threshold)
+        config, memory, predictions = self.world.model.config, self.memory, []
+        with self._rounded():
+            for part in self._tensor(actions).split(config.chunk, dim=1):
+                memory, prediction = self._step(
+                    memory, part, denoise_steps=self._denoise_steps, decode=self.decode
+                )
+                predictions.append(prediction)
+        view, ended = view_of(predictions, config.heads.end_threshold)
         _require_finite(view)
         self._memory, self._view = memory, view
         return ended
@@ -110,6 +126,15 @@ class Dreams:
     def clear(self) -> None:
         """Forget everything."""
         self._memory = self._view = None
+
+    def _rounded(self) -> AbstractContextManager[None]:
+        """Within it, large products are done in the chosen precision."""
+        if self._precision == "float32":
+            return nullcontext()
+        context: AbstractContextManager[None] = torch.autocast(
+            self.world.model.device.type, dtype=torch.bfloat16
+        )
+        return context
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.world.model.device)

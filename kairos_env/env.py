@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from kairos_env.actions import checked_chunk
+from kairos_env.dreams import Precision
 from kairos_env.snapshot import DreamSnapshot
 from kairos_env.vector_env import DreamVectorEnv
 from kairos_env.view import Observation, ObservationKind, one_dream
@@ -43,6 +44,9 @@ class DreamEnv(gymnasium.Env[Any, NDArray[Any]]):
         start: int | Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
         max_uncertainty: float | None = None,
+        window: int | None = None,
+        precision: Precision = "float32",
+        compile: bool = False,
         all_frames: bool = False,
         decode: bool = True,
         render_mode: str | None = None,
@@ -57,6 +61,9 @@ class DreamEnv(gymnasium.Env[Any, NDArray[Any]]):
             start=start,
             frames_per_chunk=frames_per_chunk,
             max_uncertainty=max_uncertainty,
+            window=window,
+            precision=precision,
+            compile=compile,
             all_frames=all_frames,
             decode=decode,
             render_mode=render_mode,

@@ -12,7 +12,11 @@ from kairos_env.manifest import Manifest
 from kairos_env.view import OBSERVATIONS
 
 LONG = 2**62
-RENDER_MODES = (None, "rgb_array", "rgb_array_list")
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "observation": OBSERVATIONS,
+    "precision": ("float32", "bfloat16"),
+    "render_mode": (None, "rgb_array", "rgb_array_list"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,9 @@ class Settings:
     horizon: int | None = None
     start: int | Sequence[int] | None = None
     frames_per_chunk: int | None = None
+    window: int | None = None
+    precision: Any = "float32"
+    compile: bool = False
     max_uncertainty: float | None = None
     all_frames: bool = False
     decode: bool = True
@@ -31,11 +38,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values that no world can have."""
-        if self.observation not in OBSERVATIONS:
-            raise OptionError(_unknown("observation", self.observation, OBSERVATIONS))
-        if self.render_mode not in RENDER_MODES:
-            raise OptionError(_unknown("render_mode", self.render_mode, RENDER_MODES))
-        for name in ("denoise_steps", "horizon", "frames_per_chunk"):
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)) or value not in known:
+                raise OptionError(_unknown(name, value, known))
+        for name in ("denoise_steps", "horizon", "frames_per_chunk", "window"):
             value = getattr(self, name)
             if value is not None and not is_positive(value):
                 raise OptionError(f"{name} must be a positive whole number, got {value!r}")
@@ -76,7 +83,7 @@ def autoreset_mode_of(value: AutoresetMode | str) -> AutoresetMode:
     """Gymnasium's enum for its member or for its value as text."""
     try:
         return AutoresetMode(value)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: not even comparable
         known = [mode.value for mode in AutoresetMode]
         raise OptionError(_unknown("autoreset_mode", value, known)) from error
 

@@ -5,7 +5,6 @@ The same seed gives the same dream alone or in any slot of any batch; no global 
 
 import json
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,15 +38,17 @@ class Streams:
         count = len(self._generators)
         if seed is None:
             return {}
-        each = list(seed) if isinstance(seed, Sequence | np.ndarray) else None
         try:
+            each = list(seed) if np.ndim(seed) else None
             if each is None:
                 each = [operator.index(seed) + dream for dream in range(count)]
             if len(each) != count:
                 raise OptionError(f"expected {count} seeds, one per dream, got {len(each)}")
             whole = {i: operator.index(s) for i, s in enumerate(each) if s is not None}
             return {i: (seeding.np_random(s)[0], s) for i, s in whole.items()}
-        except (TypeError, Error) as error:
+        except (TypeError, ValueError, Error) as error:
+            if isinstance(error, OptionError):
+                raise
             raise OptionError(
                 f"a seed is a whole number from 0 on, or a list of {count}, got {seed!r}"
             ) from error

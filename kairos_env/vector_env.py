@@ -33,7 +33,7 @@ from kairos_env.beginnings import (
     from_twin,
     is_twin_state,
 )
-from kairos_env.dreams import Dreams
+from kairos_env.dreams import Dreams, Precision
 from kairos_env.errors import OptionError
 from kairos_env.real.snapshots import ForeignSnapshotError
 from kairos_env.settings import Settings, autoreset_mode_of, is_positive
@@ -61,6 +61,9 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         start: The bundled start, or the list of them, that resets begin from; None for any.
         frames_per_chunk: F, a multiple of the world's own; the action chunk grows with it.
         max_uncertainty: Truncate an episode when its uncertainty is above this.
+        window: Frames that a windowed layer looks back over; None takes the world's own.
+        precision: "float32", or "bfloat16" for the large products.
+        compile: Use `torch.compile`; the first steps at each batch size take a minute or more.
         all_frames: Observe all F frames of a step (a new first axis) instead of the last.
         decode: False leaves `frames` out of the infos of observations that need none: faster.
         render_mode: None, "rgb_array" (the last frame) or "rgb_array_list" (every predicted frame
@@ -91,6 +94,9 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         start: int | Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
         max_uncertainty: float | None = None,
+        window: int | None = None,
+        precision: Precision = "float32",
+        compile: bool = False,
         all_frames: bool = False,
         decode: bool = True,
         render_mode: str | None = None,
@@ -108,11 +114,16 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
             start=start,
             frames_per_chunk=frames_per_chunk,
             max_uncertainty=max_uncertainty,
+            window=window,
+            precision=precision,
+            compile=compile,
             all_frames=all_frames,
             decode=decode,
             render_mode=render_mode,
         )
         self.world = load_world(world, device=device)
+        if window is not None and window != self.world.manifest.model.transformer.window:
+            self.world = self.world.with_window(window)
         self.settings.check_state(self.world.manifest)
         self._open(max_episode_steps)
         self._streams = Streams(num_envs, choices(self.world, start))
@@ -142,6 +153,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
             denoise_steps=settings.denoise_steps,
             chunks=chunks,
             decode=decode,
+            precision=settings.precision,
+            compile=settings.compile,
         )
         self.render_mode = settings.render_mode
         self.seconds_per_step = F / e.fps

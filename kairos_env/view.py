@@ -84,7 +84,7 @@ def view_of(predictions: Sequence[Prediction], threshold: float) -> tuple[View, 
     """
 
     def joined(name: str) -> NDArray[Any]:  # (B, F, ...)
-        array: NDArray[Any] = _numpy(torch.cat([getattr(p, name) for p in predictions], dim=1))
+        array: NDArray[Any] = numpy_of(torch.cat([getattr(p, name) for p in predictions], dim=1))
         return array
 
     probability = joined("end_probability")
@@ -97,7 +97,7 @@ def view_of(predictions: Sequence[Prediction], threshold: float) -> tuple[View, 
         latents=joined("latents").reshape(B, F, -1)[row[:, None], shown],
         state=joined("state")[row, last],
         rewards=np.where(np.arange(F) <= last[:, None], joined("reward"), 0).astype(np.float32),
-        uncertainty=_numpy(torch.stack([p.uncertainty for p in predictions]).amax(0).double()),
+        uncertainty=numpy_of(torch.stack([p.uncertainty for p in predictions]).amax(0).double()),
         end_probability=probability[row, last].astype(np.float64),
         frames=None if predictions[0].frames is None else joined("frames")[row[:, None], shown],
     )
@@ -172,7 +172,10 @@ class Observer:
         pixels: Any = spaces.Box(0, 255, (*stack, H, W, 3), np.uint8)
         boxes = {"pixels": pixels}
         if model.config.heads.state_size:
-            centre, reach = _numpy(model.heads.state_mean), RANGE * _numpy(model.heads.state_scale)
+            centre, reach = (
+                numpy_of(model.heads.state_mean),
+                RANGE * numpy_of(model.heads.state_scale),
+            )
             boxes["state"] = spaces.Box(centre - reach, centre + reach, dtype=np.float32)
         boxes["latent"] = spaces.Box(-RANGE, RANGE, (*stack, Z), np.float32)
         return boxes
@@ -194,6 +197,8 @@ def one_dream(batched: Any, dream: int) -> Any:
     return value.item() if isinstance(value, np.generic) else value.copy()
 
 
-def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
+def numpy_of(tensor: torch.Tensor) -> NDArray[Any]:
+    """A tensor as an array; what was rounded to bfloat16 comes back as float32."""
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     array: NDArray[Any] = tensor.detach().cpu().numpy()
     return array

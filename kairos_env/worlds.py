@@ -100,6 +100,23 @@ class World:
         suffix = "" if self.manifest.trained else ", untrained: weights are random"
         return f"world={self.name!r}{suffix}"
 
+    def with_window(self, window: int) -> "World":
+        """The same weights in layers that look back over `window` frames; nothing is copied."""
+        config = self.manifest.model
+        transformer = dataclasses.replace(config.transformer, window=window)
+        config = dataclasses.replace(config, transformer=transformer)
+        with torch.device("meta"):
+            model = WorldModel(config)
+        model.load_state_dict(self.model.state_dict(), assign=True)
+        manifest = dataclasses.replace(self.manifest, model=config)
+        return World(self.path, manifest, model, self.starts)
+
+    @functools.cached_property
+    def compiled_step(self) -> Callable[..., Any]:
+        """The model's step through `torch.compile`, shared by all environments of this world."""
+        compiled: Callable[..., Any] = torch.compile(self.model.step, dynamic=False)
+        return compiled
+
     def make_twin(self, *, frames_per_chunk: int | None = None, **kwargs: Any) -> "RealEnv":
         """The ground truth that this world was learned from, chunked as the dream is.
 
@@ -145,8 +162,8 @@ def load_world(name: str | Path | World | None = None, *, device: str = "cpu") -
         OptionError: There is no such device.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch's words depend on the build
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # depends on the build
         raise OptionError(
             f"device {device!r} cannot be used here ({error}); give 'cpu' or, with a GPU, 'cuda'"
         ) from error
@@ -154,7 +171,7 @@ def load_world(name: str | Path | World | None = None, *, device: str = "cpu") -
         return name
     if name is None:
         name = default_world()
-    if name == UNTRAINED:
+    if isinstance(name, str) and name == UNTRAINED:
         from kairos_env.untrained import untrained_world
 
         world = untrained_world()

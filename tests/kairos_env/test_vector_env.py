@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -393,6 +394,8 @@ def test_a_wrong_seed_is_refused(seed):
         ({"start": 8}, "starts 0 to 7"),
         ({"start": []}, "start"),
         ({"start": "a"}, "start"),
+        ({"window": 0}, "window"),
+        ({"precision": "int4"}, "precision"),
         ({"autoreset_mode": "same"}, "autoreset_mode"),
         ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"world": pairs, "frames_per_chunk": 3}, "multiple of 2"),
@@ -601,3 +604,51 @@ def test_a_foreign_snapshot_is_refused(tmp_path):
     for dreams in ([0, 0], [5], [], [0.5], "ab"):
         with pytest.raises(OptionError):
             envs.restore(before, dreams)
+
+
+# ------------------------------------------------------------------------ the dial
+
+
+def after_steps(envs, steps=3):
+    envs.reset(seed=0)
+    return [envs.step(actions)[0] for actions in chunks(steps, 2)][-1]
+
+
+def test_precision_changes_little_and_states_stay_float32():
+    exact, rounded = (
+        make(2, observation="latent", precision=precision) for precision in ("float32", "bfloat16")
+    )
+    difference = np.abs(after_steps(exact) - after_steps(rounded)).max()
+    assert 0 < difference < 0.1
+    assert after_steps(rounded).dtype == np.float32
+    mask = np.array([True, False])
+    rounded.reset(options={"reset_mask": mask})
+    rounded.step(chunks(1, 2)[0])
+
+
+def test_a_shorter_window_shares_the_weights_and_remembers_less():
+    envs = make(2, observation="latent", window=2)
+    model = envs.world.model
+    assert model.config.transformer.window == 2
+    for mine, theirs in zip(model.parameters(), plain().model.parameters(), strict=True):
+        assert mine.data_ptr() == theirs.data_ptr()
+    assert not np.array_equal(after_steps(envs), after_steps(make(2, observation="latent")))
+    whole = make(2)
+    whole.reset(seed=0)
+    assert envs.snapshot().memory.nbytes() < whole.snapshot().memory.nbytes()
+    own = make(2, observation="latent", window=plain().manifest.model.transformer.window)
+    assert own.world is plain()
+
+
+def test_more_passes_are_another_dream_of_the_same_start():
+    once, thrice = (make(2, observation="latent", denoise_steps=steps) for steps in (1, 3))
+    difference = np.abs(after_steps(once) - after_steps(thrice)).max()
+    assert 0 < difference < 5
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_dream():
+    plainly, compiled = (make(2, observation="latent", compile=on) for on in (False, True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        assert np.abs(after_steps(plainly) - after_steps(compiled)).max() < 1e-4
