@@ -12,6 +12,7 @@ from kairos_env.manifest import Manifest
 from kairos_env.view import OBSERVATIONS
 
 LONG = 2**62
+LARGEST = 10_000
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "observation": OBSERVATIONS,
     "precision": ("float32", "bfloat16"),
@@ -47,6 +48,8 @@ class Settings:
             if value is not None and not is_positive(value):
                 raise OptionError(f"{name} must be a positive whole number, got {value!r}")
 
+            if value is not None and name != "horizon" and value > LARGEST:
+                raise OptionError(f"{name} must be at most {LARGEST}, got {value!r}")
         limit = self.max_uncertainty
         if limit is not None and not (isinstance(limit, int | float) and limit > 0):
             raise OptionError(f"max_uncertainty must be a positive number, got {limit!r}")
@@ -81,11 +84,12 @@ class Settings:
 
 def autoreset_mode_of(value: AutoresetMode | str) -> AutoresetMode:
     """Gymnasium's enum for its member or for its value as text."""
-    try:
-        return AutoresetMode(value)
-    except (ValueError, TypeError) as error:  # TypeError: not even comparable
-        known = [mode.value for mode in AutoresetMode]
-        raise OptionError(_unknown("autoreset_mode", value, known)) from error
+    modes = {mode.value: mode for mode in AutoresetMode}
+    if isinstance(value, AutoresetMode):
+        return value
+    if isinstance(value, str) and value in modes:
+        return modes[value]
+    raise OptionError(_unknown("autoreset_mode", value, list(modes)))
 
 
 def is_positive(value: object) -> bool:

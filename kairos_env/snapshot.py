@@ -97,11 +97,13 @@ class DreamSnapshot:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise ForeignSnapshotError(f"{path} is no file; save a snapshot with snapshot.save(path)")
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get(NOTE, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise ForeignSnapshotError(f"{path} is not a whole safetensors file: {error}") from error
     if not isinstance(note, dict) or note.get("format") != FORMAT:
         raise ForeignSnapshotError(

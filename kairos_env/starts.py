@@ -9,8 +9,6 @@ Shapes: N starts, T frames, H W pixels, A actions per frame, D action size, S st
 """
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,6 @@ from numpy.typing import NDArray
 Snapshot = dict[str, NDArray[Any]]
 
 SNAPSHOT, LENGTH = "snapshot.", "length."
-
-# What numpy and zipfile raise on files that are cut short, overwritten or of another kind.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, ValueError, TypeError, KeyError, AttributeError, EOFError),
-    *(OSError, NotImplementedError, MemoryError, OverflowError, SyntaxError),
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +62,7 @@ def read_starts(path: Path) -> Starts:
         # opened here, because numpy leaves a file that it cannot read open
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except _UNREADABLE as error:
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds on damaged files
         raise ValueError(f"not a whole .npz file without pickled objects ({error})") from error
     missing = sorted({"frames", "actions", "state"} - set(arrays))
     if missing:

@@ -41,10 +41,10 @@ class Streams:
         try:
             each = list(seed) if np.ndim(seed) else None
             if each is None:
-                each = [operator.index(seed) + dream for dream in range(count)]
+                each = [_whole(seed) + dream for dream in range(count)]
             if len(each) != count:
                 raise OptionError(f"expected {count} seeds, one per dream, got {len(each)}")
-            whole = {i: operator.index(s) for i, s in enumerate(each) if s is not None}
+            whole = {i: _whole(s) for i, s in enumerate(each) if s is not None}
             return {i: (seeding.np_random(s)[0], s) for i, s in whole.items()}
         except (TypeError, ValueError, Error) as error:
             if isinstance(error, OptionError):
@@ -83,3 +83,9 @@ class Streams:
         generator = np.random.Generator(np.random.PCG64(0))
         generator.bit_generator.state = json.loads(text)
         self._generators[dream], self.seeds[dream] = generator, None
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool | np.bool_):
+        raise TypeError("a truth value is no seed")
+    return operator.index(number)
