@@ -2,7 +2,13 @@
 
 import dataclasses
 
-from kairos_env.world_model.config import HYBRID, DeltaConfig, StreamConfig, TransformerConfig
+from kairos_env.world_model.config import (
+    HYBRID,
+    DeltaConfig,
+    LayerKind,
+    StreamConfig,
+    TransformerConfig,
+)
 from kairos_env.world_model.heads import HeadsConfig
 from kairos_env.world_model.tokenizer import TokenizerConfig
 from kairos_env.world_model.world_model import WorldConfig
@@ -116,8 +122,12 @@ def world_config(
     frame_size: tuple[int, int] = (64, 64),
     chunk: int = 4,
     frames_per_chunk: int = 1,
+    layers: tuple[LayerKind, ...] | None = None,
 ) -> WorldConfig:
-    """The world model of a size for an environment with these actions, states and frames."""
+    """The world model of a size for an environment with these actions, states and frames.
+
+    `layers` names other kinds of memory than the size's (SWA, SWA, DSWA, GLA) groups.
+    """
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
     s = SIZES[size]
@@ -126,7 +136,7 @@ def world_config(
     halvings = max(len(s.tokenizer), (min(frame_size) // 8).bit_length() - 1)
     channels = s.tokenizer[:1] * (halvings - len(s.tokenizer)) + s.tokenizer
     transformer = TransformerConfig(
-        layers=HYBRID * s.groups,
+        layers=layers or HYBRID * s.groups,
         heads=s.heads,
         head_dim=s.dim // s.heads,
         video=StreamConfig(dim=s.dim, ffn_dim=4 * s.dim, channels=4),

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kairos_env.agents.training.config import WORLD_STAGES, TrainConfig
 from kairos_env.agents.training.learner import DivergedError
+from kairos_env.world_model.config import LayerKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Arguments:
     weights on every machine of the same kind."""
     size: str = "small"
     """tiny, small or medium."""
+    layers: tuple[LayerKind, ...] | None = None
+    """Memory of each layer instead of the size's own, e.g. SWA SWA DSWA SWA for windows alone."""
     name: str | None = None
     """Name of the world; the folder's name when not given."""
     description: str = ""

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from kairos_env.world_model.config import LayerKind
 from kairos_env.world_model.presets import SIZES
 
 Learned = Literal["tokenizer", "dynamics"]
@@ -120,6 +121,8 @@ class TrainConfig:
     """Wall-clock budget, shared by the stages that name no number of steps."""
     size: str = "small"
     """Size of the model, from `world_model/presets.py`."""
+    layers: tuple[LayerKind, ...] | None = None
+    """Memory of each layer; None takes the size's own (SWA, SWA, DSWA, GLA) groups."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None
     """Name of the world; the folder's name when not given."""

@@ -193,6 +193,7 @@ def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         frame_size=spec.frame_size,
         chunk=spec.actions_per_frame * data.frames_per_chunk,
         frames_per_chunk=data.frames_per_chunk,
+        layers=config.layers,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
