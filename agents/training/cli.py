@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from kairos_env.agents.training.config import WORLD_STAGES, TrainConfig
+from kairos_env.agents.training.config import FURTHER_STAGES, WORLD_STAGES, StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError
 from kairos_env.world_model.config import LayerKind
 
@@ -23,9 +23,13 @@ class Arguments:
     """Folder of the world to write."""
     minutes: float = 60.0
     """Wall-clock budget."""
-    steps: tuple[int, int, int, int] | None = None
-    """Updates of tokenizer, dynamics, rollout and unroll instead of a budget in minutes: the same
-    weights on every machine of the same kind."""
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """A world to begin with, by name or folder; the default is then only the last stage."""
+    stages: tuple[str, ...] | None = None
+    """Stages to run, in this order: tokenizer, dynamics, rollout, unroll. Default: all."""
+    steps: tuple[int, ...] | None = None
+    """Updates of each stage instead of a budget in minutes: the same weights on every machine of
+    the same kind."""
     size: str = "small"
     """tiny, small or medium."""
     layers: tuple[LayerKind, ...] | None = None
@@ -42,12 +46,27 @@ class Arguments:
 
 def run_config(arguments: Arguments) -> TrainConfig:
     """The run that the arguments ask for."""
-    options = dict(vars(arguments))
-    steps = options.pop("steps")
-    if steps is not None:
-        pairs = zip(WORLD_STAGES, steps, strict=True)
-        options["stages"] = tuple(dataclasses.replace(stage, steps=n) for stage, n in pairs)
+    options = vars(arguments) | {"stages": chosen_stages(arguments)}
+    del options["steps"]
     return TrainConfig(**options)
+
+
+def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
+    """The stages that are named, or those that a run of this kind has, with their updates."""
+    default = FURTHER_STAGES if arguments.start else WORLD_STAGES
+    stages = {stage.name: stage for stage in (*WORLD_STAGES, *default)}
+    names = arguments.stages or tuple(stage.name for stage in default)
+    unknown = [name for name in names if name not in stages]
+    if unknown:
+        raise ValueError(f"no stage {', '.join(unknown)}; there are {', '.join(stages)}")
+    if arguments.steps is None:
+        return tuple(stages[name] for name in names)
+    if len(arguments.steps) != len(names):
+        raise ValueError(
+            f"steps has {len(arguments.steps)} numbers for {len(names)} stages: {', '.join(names)}"
+        )
+    pairs = zip(names, arguments.steps, strict=True)
+    return tuple(dataclasses.replace(stages[name], steps=steps) for name, steps in pairs)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,6 +48,9 @@ class StageConfig:
     """Share of updates with gradients through the dreamed steps."""
     unroll_frames: int = 10
     """Frames of those clips."""
+    growth: float = 0.6
+    """Part of the stage after which dreams have their full length; a dream that has fallen apart
+    teaches nothing, so they begin with one step. 0: full length from the start."""
     at_end: float = 0.2
     """Share of clips that show a termination."""
 
@@ -65,7 +68,7 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must be positive, got {getattr(self, name)}"
                 )
-        for name in ("rollout", "unroll", "ema", "at_end"):
+        for name in ("rollout", "unroll", "ema", "growth", "at_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"
@@ -82,22 +85,25 @@ WORLD_STAGES = (
         learning_rate=2e-3,
         ema=0.99,
     ),
-    StageConfig(name="dynamics", learns="dynamics", share=0.15, final_rate=0.5),
+    StageConfig(name="dynamics", learns="dynamics", share=0.13, final_rate=0.5),
     StageConfig(
-        name="rollout", learns="dynamics", share=0.38, rollout=0.7, learning_rate=1e-3, ema=0.999
+        name="rollout", learns="dynamics", share=0.20, rollout=0.7, learning_rate=1e-3, ema=0.999
     ),
     StageConfig(
         name="unroll",
         learns="dynamics",
-        share=0.40,
+        share=0.60,
         batch=24,
-        unroll=0.7,
-        unroll_frames=14,
+        unroll=0.8,
+        unroll_frames=24,
         learning_rate=5e-4,
         warmup=20,
     ),
 )
 
+
+FURTHER_STAGES = (dataclasses.replace(WORLD_STAGES[-1], growth=0.0),)
+"""What a world that dreams already is trained on with."""
 
 TINY_STAGES = (
     StageConfig(name="tokenizer", learns="tokenizer", steps=10, batch=8, frames=2),
@@ -123,6 +129,9 @@ class TrainConfig:
     """Size of the model, from `world_model/presets.py`."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer; None takes the size's own (SWA, SWA, DSWA, GLA) groups."""
+    start: str | None = None
+    """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
+    looked at."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None
     """Name of the world; the folder's name when not given."""
@@ -159,6 +168,12 @@ class TrainConfig:
     def folder(self) -> Path:
         """Where checkpoints, logs and pictures go."""
         return self.out.with_name(self.out.name + ".training")
+
+    @property
+    def first_dynamics(self) -> int:
+        """Number of the first stage that learns the dynamics."""
+        kinds = [stage.learns for stage in self.stages]
+        return kinds.index("dynamics") if "dynamics" in kinds else len(kinds)
 
     def minutes_of(self, stage: StageConfig) -> float:
         """A stage's part of the budget."""

@@ -18,7 +18,7 @@ from kairos_env.spaces import decode_actions
 from kairos_env.starts import Snapshot, Starts
 from kairos_env.version import __version__
 from kairos_env.world_model.world_model import WorldModel
-from kairos_env.worlds import save_world
+from kairos_env.worlds import find_world, read_manifest, save_world
 
 STARTS = 64
 
@@ -154,12 +154,21 @@ def _long_enough(data: TrainingData, length: int) -> list[int]:
     return episodes
 
 
+def start_of(config: TrainConfig) -> dict[str, Any] | None:
+    """The world that a run began with, and how that one was made."""
+    if config.start is None:
+        return None
+    manifest = read_manifest(find_world(config.start))
+    return {"name": manifest.name, "provenance": manifest.provenance}
+
+
 def provenance(config: TrainConfig, data: TrainingData, progress: Progress) -> dict[str, Any]:
     """How the world was made."""
     frames = int(data.cache.offsets[-1])
     return {
         "command": ["kairos", *sys.argv[1:]],
-        "size": config.size,
+        "size": config.size if config.start is None else None,
+        "start": start_of(config),
         "seed": config.seed,
         "stages": progress.history,
         "training_seconds": round(progress.seconds, 1),

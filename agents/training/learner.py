@@ -26,8 +26,6 @@ LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 ROLLOUT_GROUP = 4
 # Most true chunks before a dream.
 REAL_CHUNKS = 4
-# Part of a stage after which dreams have their full length.
-GROWTH = 0.6
 # Keeps the draws of unrolled batches apart from those of the others.
 UNROLL = 1
 
@@ -229,7 +227,8 @@ class DynamicsObjective:
         chunk = self.world.config.frames_per_chunk
         most = max(1, frames // chunk - REAL_CHUNKS)
         done = step / self.planned if self.planned else 0.0
-        return 1 + round((most - 1) * min(1.0, done / GROWTH))
+        grown = min(1.0, done / self.stage.growth) if self.stage.growth else 1.0
+        return 1 + round((most - 1) * grown)
 
     def _dream_group(self, first: int) -> dict[int, dict[str, Tensor]]:
         """Clips with dreamed histories, by update; empty where the group learns from the truth."""

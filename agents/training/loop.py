@@ -38,6 +38,7 @@ from kairos_env.agents.training.validation import validate
 from kairos_env.world_model.config import to_json
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
+from kairos_env.worlds import load_world
 
 CHECKPOINT, CONFIG = "checkpoint.safetensors", "train.json"
 # Updates before the rate is measured, and from which it is measured.
@@ -55,8 +56,8 @@ def train(config: TrainConfig) -> Path:
     progress, checkpoint = resume(config, run, world)
     with RunLog(config) as log:
         for number in range(progress.stage, len(config.stages)):
-            if number == first_dynamics(config) and not progress.step:
-                fit_statistics(world, data)  # before anything is encoded with them
+            if number == config.first_dynamics and not progress.step:
+                fit_statistics(config, world, data)  # before anything is encoded with them
             learner = make_learner(config, number, world, data)
             if checkpoint is not None and progress.step:
                 checkpoint.restore_learner(learner)
@@ -184,7 +185,9 @@ def save(
 
 
 def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
-    """A new world of the run's size for the data's actions, states and frames."""
+    """A new world for the data's actions, states and frames, or the one to begin with."""
+    if config.start is not None:
+        return started_world(config, config.start, data)
     spec = data.spec
     shape = world_config(
         config.size,
@@ -202,14 +205,34 @@ def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
     return world.to(config.device)
 
 
-def first_dynamics(config: TrainConfig) -> int:
-    """Number of the first stage that learns the dynamics."""
-    kinds = [stage.learns for stage in config.stages]
-    return kinds.index("dynamics") if "dynamics" in kinds else len(kinds)
+def started_world(config: TrainConfig, start: str, data: TrainingData) -> WorldModel:
+    """The world to begin with; refuse data of another kind."""
+    world = load_world(start, device=config.device).model
+    spec, shape = data.spec, world.config
+    pairs = {
+        "action size": (shape.action_size, spec.action_size),
+        "state size": (shape.heads.state_size, spec.state_size),
+        "frame size": (tuple(shape.tokenizer.frame_size), tuple(spec.frame_size)),
+        "actions per frame": (shape.actions_per_frame, spec.actions_per_frame),
+        "frames per chunk": (shape.frames_per_chunk, data.frames_per_chunk),
+    }
+    other = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if other:
+        told = "; ".join(f"{name}: {mine} and {theirs}" for name, (mine, theirs) in other.items())
+        raise ValueError(
+            f"world {start} cannot go on with this data: world and data have another {told}. "
+            "Record data with the world's settings, or train a new world without a start"
+        )
+    return world
 
 
-def fit_statistics(world: WorldModel, data: TrainingData) -> None:
-    """Measure what latents, rewards and states look like, before anything is trained on them."""
+def fit_statistics(config: TrainConfig, world: WorldModel, data: TrainingData) -> None:
+    """Measure what latents, rewards and states look like, before anything is trained on them.
+
+    A world to begin with keeps its own: its weights were trained with them.
+    """
+    if config.start is not None and config.first_dynamics == 0:
+        return
     world.tokenizer.fit_statistics(data.some_frames(1000)[None].to(world.device))
     rows = data.train_rows()
     reward = torch.from_numpy(data.cache.rewards[rows])

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import tiny_envs  # noqa: F401 (registers the environments)
 import torch
+import tyro
 from safetensors.torch import load_file
 
 from kairos_env.agents.collect import collect
 from kairos_env.agents.training import loop
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
+from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError, Learner
 from kairos_env.worlds import load_world
@@ -192,3 +194,42 @@ def test_a_contradicting_config_names_the_field() -> None:
         TrainConfig(data=(Path("a"),), out=Path("b"), stages=(STAGES[0], STAGES[0]))
     with pytest.raises(ValueError, match="no size 'huge'"):
         TrainConfig(data=(Path("a"),), out=Path("b"), size="huge")
+
+
+def test_a_run_can_begin_with_a_world(data: Path, finished: Path, tmp_path: Path) -> None:
+    stage = StageConfig(name="unroll", learns="dynamics", steps=2, batch=4, unroll=1.0, growth=0.0)
+    config = config_for(data, tmp_path / "further", start=str(finished), stages=(stage,))
+    loop.train(config)
+    before, after = load_world(finished), load_world(tmp_path / "further")
+    old, new = before.model.state_dict(), after.model.state_dict()
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved, "nothing was learned"
+    assert not any(name.startswith("tokenizer.") for name in moved)
+    assert not any(name.endswith(("_mean", "_scale")) for name in moved), "statistics changed"
+    start = after.manifest.provenance["start"]
+    assert start["name"] == before.manifest.name
+    assert start["provenance"] == before.manifest.provenance
+
+
+def test_a_world_does_not_go_on_with_data_of_another_kind(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    collect("TinyBall-v0", episodes=4, out=other, chunk=2, frame_size=32, horizon=12)
+    config = config_for(other, tmp_path / "world", start=str(finished), stages=STAGES[1:])
+    with pytest.raises(ValueError, match=r"frame size: \(16, 16\) and \(32, 32\)"):
+        loop.train(config)
+
+
+def test_the_command_names_stages_and_their_updates() -> None:
+    def stages(*told: str) -> list[tuple[str, int | None]]:
+        arguments = tyro.cli(Arguments, args=["data", "--out", "world", *told])
+        return [(stage.name, stage.steps) for stage in run_config(arguments).stages]
+
+    chosen = stages("--stages", "rollout", "unroll", "--steps", "3", "4")
+    assert chosen == [("rollout", 3), ("unroll", 4)]
+    assert stages("--from", "push") == [("unroll", None)]
+    with pytest.raises(ValueError, match="no stage dream; there are tokenizer"):
+        stages("--stages", "dream")
+    with pytest.raises(ValueError, match="steps has 2 numbers for 4 stages"):
+        stages("--steps", "3", "4")
