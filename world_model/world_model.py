@@ -1,7 +1,9 @@
-"""The world model and its verbs: `start`, `step`, `loss`.
+"""The world model and its verbs: `start`, `step`, `observe`, `act`, `loss`.
 
     state             = world.start(frames, actions, seeds=...)   # B histories in
     state, prediction = world.step(state, chunk)                  # B action chunks in, frames out
+    state             = world.observe(state, frames, actions)     # what truly happened instead
+    proposal          = world.act(state)                          # the world's own next chunks
     loss, metrics     = world.loss(clips, generator)              # a batch of clips
 
 State goes in and comes out; nothing of a dream hides in attributes between calls. A dream is a
@@ -14,22 +16,32 @@ chunk, A = K / F actions per frame, D action size, S state size.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kairos_env.world_model.config import TransformerConfig, positive
-from kairos_env.world_model.flow import Schedule, noise, sample, velocity_from_x0
+from kairos_env.world_model.flow import (
+    Schedule,
+    noise,
+    sample,
+    sample_jointly,
+    velocity_from_x0,
+)
 from kairos_env.world_model.heads import Heads, HeadsConfig
-from kairos_env.world_model.history import led_by, slide, with_previous
-from kairos_env.world_model.mixture import FORWARD, Inputs, Mixture
+from kairos_env.world_model.history import led_by, slide
+from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Inputs, Mixture
 from kairos_env.world_model.noise import counter_normal
 from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
 from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer, TokenizerConfig
 
 # Streams of a dream's random numbers: what each is for.
-VIDEO_NOISE, HISTORY_NOISE = 0, 1
+VIDEO_NOISE, HISTORY_NOISE, ACTION_NOISE = 0, 1, 2
+# Ways to act, and who runs in them.
+ActingMode = Literal["policy", "joint"]
+ACTING_MODES = {"policy": POLICY, "joint": JOINT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +132,16 @@ class Prediction:
     """(B, F, H, W, 3) uint8; None where decoding was not asked for."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """What B dreams would do next."""
+
+    chunk: Tensor
+    """(B, K, D), encoded; not clipped."""
+    latents: Tensor | None
+    """(B, F, C, h, w): the frames imagined with it in joint mode; None in policy mode."""
+
+
 class WorldModel(nn.Module):
     """Tokenizer, mixture of transformers, heads."""
 
@@ -189,38 +211,49 @@ class WorldModel(nn.Module):
         """One clean pass over the history; in training its gradients are kept."""
         B, T = latents.shape[:2]
         self._check_start(B, T, actions, seeds, text)
-        P, anchor = self.config.transformer.previous_frames, self.config.transformer.anchor
-        first = torch.zeros(B, dtype=torch.int64, device=latents.device)
-        known = torch.ones(B, T, dtype=torch.bool, device=latents.device)
+        known = torch.full((B, T), actions is not None, device=latents.device)
         known[:, 0] = False  # nothing led to the first frame
-        clean = torch.zeros(B, T, device=latents.device)
         if actions is None:
             shape = (B, T - 1, self.config.actions_per_frame, self.config.action_size)
             actions = latents.new_zeros(shape)
-            known[:] = False
-        inputs = Inputs(
-            first_frame=first,
-            latents=latents,
-            previous=with_previous(latents, P, anchor=anchor),
-            video_noise=clean,
-            actions=led_by(actions),
-            actions_known=known,
-            action_noise=clean,
-            text=text,
-            text_mask=text_mask,
-        )
-        outputs = self.mixture(
-            inputs,
-            FORWARD,
-            chunk_frames=self.config.frames_per_chunk,
-            memory=self.mixture.empty_memory(B),
-            commit=True,
-            predict=False,
-        )
-        assert outputs.memory is not None
-        longer = torch.cat([latents, latents[:, -1:]], dim=1)
-        tail = with_previous(longer, P, anchor=anchor)[:, -1]
-        return DreamState(outputs.memory, tail, first + T, seeds.to(first), text, text_mask)
+        # Before the first frame stands the first frame itself: nothing has moved yet.
+        previous = latents[:, :1].expand(-1, self.config.transformer.previous_frames, -1, -1, -1)
+        nothing = torch.zeros(B, dtype=torch.int64, device=latents.device)
+        memory = self.mixture.empty_memory(B)
+        blank = DreamState(memory, previous, nothing, seeds.to(nothing), text, text_mask)
+        return self._remember(blank, latents, led_by(actions), known=known)[0]
+
+    @torch.no_grad()
+    def observe(
+        self, state: DreamState, frames: Tensor, actions: Tensor | None = None
+    ) -> DreamState:
+        """Go on with what truly happened instead of with what would have been dreamed.
+
+        A history that is observed bit by bit is remembered as one that `start` read at once.
+
+        Args:
+            state: B dreams.
+            frames: (B, T, H, W, 3) uint8, the true frames that followed; T in whole chunks.
+            actions: (B, T, A, D): what led to each of them; None where nobody knows.
+        """
+        c, (B, T) = self.config, frames.shape[:2]
+        if len(state) != B or T < 1 or T % c.frames_per_chunk:
+            raise ValueError(
+                f"expected frames of {len(state)} dreams, in whole chunks of {c.frames_per_chunk}, "
+                f"got shape {tuple(frames.shape)}"
+            )
+        shape = (B, T, c.actions_per_frame, c.action_size)
+        if actions is not None and tuple(actions.shape) != shape:
+            raise ValueError(
+                "observed frames come with the actions that led to them, of shape (dreams, frames, "
+                f"actions per frame, action size), here {shape}, got {tuple(actions.shape)}; pass "
+                "None where they are unknown"
+            )
+        latents = self.tokenizer.encode(frames)
+        known = torch.full((B, T), actions is not None, device=latents.device)
+        if actions is None:
+            actions = latents.new_zeros(shape)
+        return self._remember(state, latents, actions, known=known)[0]
 
     @torch.no_grad()
     def step(
@@ -311,24 +344,54 @@ class WorldModel(nn.Module):
         if self.config.history_noise:
             eps = counter_normal(state.seed, state.frame, latents.shape[1:], stream=HISTORY_NOISE)
             latents = noise(latents, eps.to(latents), level)
+        return self._remember(state, latents, actions, level=level)
+
+    def _remember(
+        self,
+        state: DreamState,
+        latents: Tensor,
+        actions: Tensor,
+        *,
+        known: Tensor | None = None,
+        level: Tensor | None = None,
+    ) -> tuple[DreamState, Tensor]:
+        """Write frames (B, T, C, h, w) and what led to them (B, T, A, D) to memory in one pass.
+
+        Args:
+            state: before them.
+            latents: the frames.
+            actions: beside them.
+            known: (B, T) bool, False where the actions are unknown; None: all known.
+            level: (B, T) noise level of the frames; None: clean.
+
+        Returns:
+            The state after them, and the pass's video tokens.
+        """
+        T, clean = latents.shape[1], torch.zeros(latents.shape[:2], device=latents.device)
         previous, tail = slide(state.previous, latents, anchor=self.config.transformer.anchor)
         inputs = Inputs(
             first_frame=state.frame,
             latents=latents,
             previous=previous,
-            video_noise=level,
+            video_noise=clean if level is None else level,
             actions=actions,
-            action_noise=torch.zeros_like(level),
+            actions_known=known,
+            action_noise=clean,
             text=state.text,
             text_mask=state.text_mask,
         )
         outputs = self.mixture(
-            inputs, FORWARD, chunk_frames=F, memory=state.layers, commit=True, predict=False
+            inputs,
+            FORWARD,
+            chunk_frames=self.config.frames_per_chunk,
+            memory=state.layers,
+            commit=True,
+            predict=False,
         )
         assert outputs.memory is not None
         assert outputs.tokens is not None
         after = dataclasses.replace(
-            state, layers=outputs.memory, previous=tail, frame=state.frame + F
+            state, layers=outputs.memory, previous=tail, frame=state.frame + T
         )
         return after, outputs.tokens
 
@@ -338,6 +401,77 @@ class WorldModel(nn.Module):
         if self.config.transformer.stem == "conv":
             return velocity_from_x0(z, output, level)
         return output
+
+    # -------------------------------------------------------------------------------- acting
+
+    @torch.no_grad()
+    def act(
+        self,
+        state: DreamState,
+        *,
+        mode: ActingMode = "policy",
+        seeds: Tensor | None = None,
+        denoise_steps: int = 10,
+    ) -> Proposal:
+        """Denoise the next action chunk of every dream: what the recorded actors would do here.
+
+        Args:
+            state: B dreams; they stay as they are.
+            mode: "policy" reads the keys and values in memory and makes no frame; "joint" imagines
+                the next frames together with the actions.
+            seeds: (B,) int64, streams of the actions' noise; None takes the dreams' own. Different
+                seeds in one state give different proposals.
+            denoise_steps: passes.
+
+        Raises:
+            ValueError: the world has no action stream, or the arguments do not fit.
+        """
+        seeds, foresight = self._acting_seeds(state, mode, seeds), mode == "joint"
+        c, B, F = self.config, len(state), self.config.frames_per_chunk
+        chunk, frames = (F, c.actions_per_frame, c.action_size), (F, *c.latent_shape)
+        noises = [counter_normal(seeds, state.frame, chunk, stream=ACTION_NOISE)]
+        if foresight:
+            noises.append(counter_normal(state.seed, state.frame, frames, stream=VIDEO_NOISE))
+        previous = state.previous[:, None].expand(B, F, *state.previous.shape[1:])
+
+        def velocities(zs: tuple[Tensor, ...], levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            level = levels[0].expand(B, F).to(zs[0])
+            inputs = Inputs(
+                first_frame=state.frame,
+                actions=zs[0],
+                action_noise=level,
+                text=state.text,
+                text_mask=state.text_mask,
+            )
+            if foresight:
+                inputs = dataclasses.replace(
+                    inputs, latents=zs[1], previous=previous, video_noise=level
+                )
+            run = ACTING_MODES[mode]
+            outputs = self.mixture(inputs, run, chunk_frames=F, memory=state.layers)
+            if not foresight:
+                return (outputs.action,)
+            return outputs.action, self._velocity(outputs.video, zs[1], level)
+
+        schedule = Schedule.for_actions(denoise_steps)
+        start = tuple(x.to(state.previous) for x in noises)
+        actions, *latents = sample_jointly(velocities, start, (schedule,) * len(start))
+        return Proposal(actions.flatten(1, 2), latents[0] if foresight else None)
+
+    def _acting_seeds(self, state: DreamState, mode: str, seeds: Tensor | None) -> Tensor:
+        """The streams of the actions' noise; refuses what `act` cannot do."""
+        if self.mixture.action is None:
+            raise ValueError(
+                "this world cannot act: it was built without an action stream "
+                "(TransformerConfig.action); dream in it with `step`"
+            )
+        if mode not in ACTING_MODES:
+            raise ValueError(f"a world acts in mode {' or '.join(ACTING_MODES)}, got {mode!r}")
+        if seeds is None:
+            return state.seed
+        if seeds.shape != state.seed.shape:
+            raise ValueError(f"{len(state)} dreams need as many seeds, got {tuple(seeds.shape)}")
+        return seeds.to(state.seed)
 
     # ------------------------------------------------------------------------------ learning
 
