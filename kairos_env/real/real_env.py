@@ -38,6 +38,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         frames_per_chunk: F, frames per step; divides K.
         horizon: Steps (chunks) until truncation, or None for the low-level environment's limit.
         render_mode: None or "rgb_array".
+        draw: False shows black frames instead of asking the simulator for them.
         spec: How to make it again.
     """
 
@@ -52,6 +53,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         frames_per_chunk: int = 1,
         horizon: int | None = None,
         render_mode: str | None = "rgb_array",
+        draw: bool = True,
         spec: EnvSpec | None = None,
     ) -> None:
         _check_chunking(chunk, frames_per_chunk, horizon, render_mode)
@@ -61,6 +63,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         self.frames_per_chunk = frames_per_chunk
         self._horizon = horizon
         self.render_mode = render_mode
+        self._draw = draw
         self.spec = spec
         size = simulator.frame_size
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -106,7 +109,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         info = self._simulator.reset(seed=seed, options=options)
         self._elapsed = 0
         self._phase = "running"
-        return self._simulator.frame(), {**info, "state": self._simulator.state.copy()}
+        return self._frame(), {**info, "state": self._simulator.state.copy()}
 
     def step(self, action: NDArray[Any]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         """Execute a chunk.
@@ -176,7 +179,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
             return None
         if self._phase is None:
             raise ResetNeeded("call reset before render")
-        return self._simulator.frame()
+        return self._frame()
 
     def snapshot(self) -> Snapshot:
         """The present as arrays that go into an `.npz`; `restore` continues from it to the bit.
@@ -219,11 +222,17 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         self._simulator.restore(snapshot)
         self._elapsed = int(snapshot["episode"][0])
         self._phase = "over" if snapshot["episode"][1] else "running"
-        return self._simulator.frame(), {"state": self._simulator.state.copy()}
+        return self._frame(), {"state": self._simulator.state.copy()}
 
     def close(self) -> None:
         """Free the simulator and its renderer."""
         self._simulator.close()
+
+    def _frame(self) -> Frame:
+        if self._draw:
+            return self._simulator.frame()
+        size = self._simulator.frame_size
+        return np.zeros((size, size, 3), np.uint8)
 
     def _execute(
         self, action_at: Callable[[int], Any]
@@ -240,7 +249,7 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
             total += float(rewards[executed])
             executed += 1
             if executed % stride == 0 or terminated or truncated:
-                frames.append(self._simulator.frame())
+                frames.append(self._frame())
         frames += [frames[-1]] * (self.frames_per_chunk - len(frames))
         self._elapsed += 1
         truncated = truncated or (self._horizon is not None and self._elapsed >= self._horizon)
