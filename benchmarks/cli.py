@@ -14,6 +14,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.data:main",
         "recording, storing and sampling of episodes",
     ),
+    "contraction": (
+        "kairos_env.benchmarks.contraction:main",
+        "theorem 2 on the kernels, and the half-lives of a trained world",
+    ),
     "tables": (
         "kairos_env.benchmarks.tables:main",
         "write the tables of README and docs from the results",
