@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from kairos_env.agents.training.allocator import keep_freed_memory
 from kairos_env.agents.training.config import FURTHER_STAGES, WORLD_STAGES, StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError
 from kairos_env.world_model.config import LayerKind
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
     arguments = tyro.cli(Arguments, args=list(argv), prog="kairos train")
     console = Console(stderr=True)
+    keep_freed_memory()
     try:
         folder = train(run_config(arguments))
     except KeyboardInterrupt:
