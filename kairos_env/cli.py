@@ -22,6 +22,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("kairos_env.agents.collect:main", "record episodes of a real environment"),
     "data": ("kairos_env.agents.data.cli:main", "look at a dataset: info, show, check"),
     "train": ("kairos_env.agents.training.cli:main", "learn a world from recorded episodes"),
+    "import-official": (
+        "kairos_env.official:main_import",
+        "make a world of a published checkpoint",
+    ),
+    "export": ("kairos_env.official:main_export", "write an imported world as its checkpoint"),
+    "imagine": (
+        "kairos_env.agents.imagine.cli:main",
+        "train a policy in a world's dream, and examine it in reality",
+    ),
     "fidelity": (
         "kairos_env.benchmarks.fidelity.cli:main",
         "measure how far a world's dream drifts from the truth",

@@ -1,0 +1,1 @@
+"""Reinforcement learning in imagination: practise in a dream, be examined in reality."""
