@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kairos_env.agents.data.files import write_bytes
+from kairos_env.agents.training import processes
 from kairos_env.agents.training.learner import Learner
 from kairos_env.world_model.world_model import WorldModel
 
@@ -42,7 +43,7 @@ class BrokenCheckpointError(ValueError):
 def save_checkpoint(
     path: Path, world: WorldModel, learner: Learner | None, progress: Progress, run: dict[str, Any]
 ) -> None:
-    """Write world, optimizer, slow average and progress in one file.
+    """Write world, optimizer, slow average and progress in one file; process 0 does.
 
     Args:
         path: Where.
@@ -51,15 +52,23 @@ def save_checkpoint(
         progress: How far the run has come.
         run: The run's config as JSON, to refuse another run's checkpoint.
     """
-    tensors = {f"world.{name}": x for name, x in world.state_dict().items()}
-    if learner is not None:
-        tensors |= {f"average.{n}": x for n, x in learner.average.state_dict().items()}
-        for name, parameter in learner.parameters.items():
-            for moment, value in learner.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{moment}.{name}"] = value
+    tensors = learner_tensors(learner) if learner is not None else {}
+    if processes.number() > 0:
+        return
+    tensors |= {f"world.{name}": x for name, x in world.state_dict().items()}
     note = {"format": FORMAT, "progress": dataclasses.asdict(progress), "run": run}
     whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     write_bytes(path, save(whole, {"kairos_training": json.dumps(note)}), durable=True)
+
+
+def learner_tensors(learner: Learner) -> dict[str, Tensor]:
+    """Slow average and optimizer, whole; the trained weights are brought into their world."""
+    learner.gather()
+    tensors = {f"average.{name}": x for name, x in learner.whole_average().items()}
+    for name, parameter in learner.parameters.items():
+        for moment, value in learner.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{moment}.{name}"] = processes.whole(value)
+    return tensors
 
 
 class Checkpoint:
@@ -95,15 +104,17 @@ class Checkpoint:
 
     def restore_learner(self, learner: Learner) -> None:
         """Put optimizer and slow average back."""
-        learner.average.load_state_dict(self.part("average."))
+        average = self.part("average.")
+        for name, like in learner.average.items():
+            learner.average[name] = processes.shared_like(average[name], like)
         learner.step, learner.planned = self.progress.step, self.progress.planned
         moments = {moment: self.part(f"optimizer.{moment}.") for moment in MOMENTS}
         for name, parameter in learner.parameters.items():
             if name in moments["step"]:
                 learner.optimizer.state[parameter] = {
                     "step": moments["step"][name].clone(),
-                    "exp_avg": moments["exp_avg"][name].to(parameter.device),
-                    "exp_avg_sq": moments["exp_avg_sq"][name].to(parameter.device),
+                    "exp_avg": processes.shared_like(moments["exp_avg"][name], parameter),
+                    "exp_avg_sq": processes.shared_like(moments["exp_avg_sq"][name], parameter),
                 }
 
 

@@ -3,7 +3,6 @@
 Everything random in update n comes from (seed, stage, n), so stopping and resuming changes nothing.
 """
 
-import copy
 import dataclasses
 import hashlib
 import math
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 
 from kairos_env.agents.data.cache import FrameStore
 from kairos_env.agents.data.clips import Clips
+from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.world_model.tokenizer import Tokenizer
 from kairos_env.world_model.world_model import WorldModel
 
 Metrics = dict[str, float]
@@ -53,7 +54,10 @@ class Learner:
 
     config: TrainConfig
     stage: StageConfig
+    target: nn.Module
+    """The part of the world that the stage changes."""
     module: nn.Module
+    """What is trained: the target itself, or with several processes a sharded copy of it."""
     objective: Objective
     step: int = 0
     planned: int | None = None
@@ -68,8 +72,7 @@ class Learner:
             betas=(0.9, 0.99),
             weight_decay=self.stage.weight_decay,
         )
-        self.average = copy.deepcopy(self.module)
-        self.average.requires_grad_(False)
+        self.average = {name: x.detach().clone() for name, x in self.module.state_dict().items()}
 
     def update(self) -> Metrics:
         """One optimizer step on the next batch."""
@@ -78,12 +81,13 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.planned = self.planned
         metrics = self._backward(self.objective.prepare(self.step))
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip_norm)
-        self._require_finite(metrics["loss"], float(norm))
+        limit = self.stage.clip_norm
+        norm = float(processes.whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit)))
+        self._require_finite(metrics["loss"], norm)
         self.optimizer.step()
         self.step += 1
         self._follow()
-        return metrics | {"grad_norm": float(norm)}
+        return metrics | {"grad_norm": norm}
 
     def rate(self) -> float:
         """Learning rate of this update, as a part of the full one: a ramp, then a cosine."""
@@ -97,29 +101,38 @@ class Learner:
         """Whether the run may be stopped here and resumed exactly."""
         return self.step % self.objective.group == 0
 
+    def gather(self) -> None:
+        """Bring the trained weights of all processes into the target."""
+        if self.module is not self.target:
+            weights = self.module.state_dict()
+            self.target.load_state_dict({n: processes.whole(x) for n, x in weights.items()})
+
+    def whole_average(self) -> dict[str, Tensor]:
+        """The slow average, of all processes."""
+        return {name: processes.whole(x) for name, x in self.average.items()}
+
     def _backward(self, loss_of: LossOfRows) -> Metrics:
+        mine = processes.my_rows(self.stage.batch)
         size = self.stage.micro_batch or self.stage.batch
         total: Metrics = {}
-        for first in range(0, self.stage.batch, size):
-            rows = slice(first, min(first + size, self.stage.batch))
+        for first in range(mine.start, mine.stop, size):
+            rows = slice(first, min(first + size, mine.stop))
             part = (rows.stop - rows.start) / self.stage.batch
             with torch.autocast(self.config.device, torch.bfloat16, self.config.bfloat16):
                 loss, metrics = loss_of(rows)
-            (loss * part).backward()
+            # Gradients are averaged over the processes; their sum is wanted.
+            (loss * (part * processes.count())).backward()
             for name, value in metrics.items():
                 total[name] = total.get(name, 0.0) + part * float(value)
-        return total
+        return processes.summed(total)
 
     def _follow(self) -> None:
         """Move the slow average; faster at first, when old weights are worth little."""
         decay = min(self.stage.ema, (1 + self.step) / (10 + self.step))
-        mine = dict(self.module.named_parameters())
+        mine = self.module.state_dict()
         with torch.no_grad():
-            for name, slow in self.average.named_parameters():
+            for name, slow in self.average.items():
                 slow.lerp_(mine[name], 1.0 - decay)
-            buffers = dict(self.module.named_buffers())
-            for name, kept in self.average.named_buffers():
-                kept.copy_(buffers[name])
 
     def _require_finite(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -134,7 +147,7 @@ class Learner:
 class TokenizerObjective:
     """Reconstruct frames."""
 
-    world: WorldModel
+    tokenizer: Tokenizer
     clips: Clips
     stage: StageConfig
     seed: int
@@ -149,19 +162,16 @@ class TokenizerObjective:
     def prepare(self, step: int) -> LossOfRows:
         """Frames, each clip a row."""
         frames = as_tensors(batch_number(self.clips, step), self.device)["frames"]
-        C, (h, w) = (
-            self.world.config.tokenizer.latent_channels,
-            self.world.config.tokenizer.latent_size,
-        )
-        count = frames.shape[1] // self.world.config.tokenizer.temporal
+        config = self.tokenizer.config
+        count = frames.shape[1] // config.temporal
         noise = torch.randn(
-            (len(frames), count, C, h, w),
+            (len(frames), count, config.latent_channels, *config.latent_size),
             generator=generator_for(self.seed, step, self.device),
             device=self.device,
         )
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            total, metrics = self.world.tokenizer.loss(frames[rows], noise[rows].flatten(0, 1))
+            total, metrics = self.tokenizer.loss(frames[rows], noise[rows].flatten(0, 1))
             return total, {"loss": total.detach()} | metrics
 
         return loss_of
@@ -243,14 +253,16 @@ class DynamicsObjective:
         real = chunk * int(random.integers(1, REAL_CHUNKS + 1))
         frames = real + chunk * dreamed
         batches = [self._batch(first + i, frames) for i in range(self.group)]
-        latents = torch.cat([batch["latents"] for batch in batches]).float()
-        actions = torch.cat([batch["actions"] for batch in batches])
-        seeds = torch.from_numpy(random.integers(0, 2**62, len(latents))).to(self.config.device)
-        history = self.world.rollout(latents, actions, real=real, seeds=seeds)
-        parts = history.split(self.stage.batch)
+        mine = processes.my_rows(self.stage.batch)
+        latents = torch.stack([batch["latents"] for batch in batches]).float()
+        actions = torch.stack([batch["actions"] for batch in batches])[:, mine].flatten(0, 1)
+        seeds = torch.from_numpy(random.integers(0, 2**62, latents.shape[:2])).to(latents.device)
+        dreamed_from, seeds = latents[:, mine].flatten(0, 1), seeds[:, mine].flatten()
+        history = self.world.rollout(dreamed_from, actions, real=real, seeds=seeds)
+        latents[:, mine] = history.unflatten(0, (self.group, -1))
         return {
             first + i: batch | {"history": part}
-            for i, (batch, part) in enumerate(zip(batches, parts, strict=True))
+            for i, (batch, part) in enumerate(zip(batches, latents, strict=True))
         }
 
     def _batch(self, step: int, frames: int) -> dict[str, Tensor]:
@@ -271,17 +283,16 @@ def make_learner(
     if stage.learns == "tokenizer":
         world.tokenizer.requires_grad_(True)
         clips = data.clips(stage, seed, frames=stage.frames)
-        return Learner(
-            config,
-            stage,
-            world.tokenizer,
-            TokenizerObjective(world, clips, stage, seed, config.device),
-        )
+        tokenizer = processes.sharded(world.tokenizer, ("loss",))
+        reconstruct = TokenizerObjective(tokenizer, clips, stage, seed, config.device)
+        return Learner(config, stage, world.tokenizer, tokenizer, reconstruct)
     world.mixture.requires_grad_(True)
     world.heads.requires_grad_(True)
-    latents = data.latents(world.tokenizer)
-    objective = DynamicsObjective(config, stage, world, data, latents, seed)
-    return Learner(config, stage, world, objective)
+    with processes.first_goes_ahead():
+        latents = data.latents(world.tokenizer)
+    trained = processes.sharded(world, ("loss", "unrolled_loss", "rollout"))
+    predict = DynamicsObjective(config, stage, trained, data, latents, seed)
+    return Learner(config, stage, world, trained, predict)
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -1,16 +1,20 @@
 """What a run says: a live line on the terminal, one JSON line per record on disk, TensorBoard.
 
-TensorBoard is written when it is installed (extra `study`).
+Of several processes only the first speaks. TensorBoard is written when it is installed (extra
+`study`).
 """
 
 import json
+import os
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kairos_env.agents.training import processes
 from kairos_env.agents.training.config import TrainConfig
 from kairos_env.agents.training.learner import Learner, Metrics
 
@@ -23,8 +27,10 @@ class RunLog:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._file = (config.folder / "log.jsonl").open("a", encoding="utf-8")
-        self._console = Console(stderr=True)
+        speaks = processes.number() == 0
+        path = config.folder / "log.jsonl" if speaks else Path(os.devnull)
+        self._file = path.open("a", encoding="utf-8")
+        self._console = Console(stderr=True, quiet=not speaks)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -36,7 +42,7 @@ class RunLog:
         )
         self._task: TaskID | None = None
         self._sums: dict[str, list[float]] = {}
-        self._board = _open_board(config)
+        self._board = _open_board(config) if speaks else None
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -7,7 +7,8 @@
     write the world
 
 A run that was killed goes on from its last checkpoint when the same command is given again, and
-ends with the same weights as if it had never stopped.
+ends with the same weights as if it had never stopped. Under `torchrun` several processes do it
+together (processes.py).
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from typing import Any, Self
 import torch
 
 from kairos_env.agents.data.files import read_json, write_json
+from kairos_env.agents.training import processes
 from kairos_env.agents.training.checkpoints import (
     BrokenCheckpointError,
     Checkpoint,
@@ -49,9 +51,18 @@ def train(config: TrainConfig) -> Path:
     """Run all stages and write the world; returns its folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    run = open_run(config)
-    data = TrainingData(config)
+    with processes.joined(config.device):
+        return train_together(config)
+
+
+def train_together(config: TrainConfig) -> Path:
+    """What each process of a run does."""
+    for stage in config.stages:
+        processes.my_rows(stage.batch)  # refuses a batch that cannot be shared
+    with processes.first_goes_ahead():
+        config.folder.mkdir(parents=True, exist_ok=True)
+        run = open_run(config)
+        data = TrainingData(config)
     world = build_world(config, data)
     progress, checkpoint = resume(config, run, world)
     with RunLog(config) as log:
@@ -64,7 +75,10 @@ def train(config: TrainConfig) -> Path:
             checkpoint = None
             run_stage(config, run, world, data, learner, progress, log)
             finish_stage(config, run, world, learner, progress)
-    return export_world(config, world, data, progress)
+    with processes.first_goes_ahead():
+        if processes.number() == 0:
+            export_world(config, world, data, progress)
+    return config.out
 
 
 def run_stage(
@@ -82,15 +96,19 @@ def run_stage(
     with Interrupt() as interrupt:
         while learner.planned is None or learner.step < learner.planned:
             if learner.planned is None:
-                learner.planned = plan(config, learner, clock.seconds_since(WARM))
+                seconds = clock.seconds_since(WARM)
+                learner.planned = processes.said_by_first(plan(config, learner, seconds))
             metrics = learner.update()
             clock.tick(learner.step)
             log.update(learner, metrics)
             if learner.step % config.validate_every == 0:
                 log.validation(learner, validate(config, world, learner, data))
-            if learner.between_groups and (interrupt.came or clock.due(config.save_every)):
+            if not learner.between_groups:
+                continue
+            stop, due = processes.any_of(interrupt.came, clock.due(config.save_every))
+            if stop or due:
                 save(config, run, world, learner, progress)
-                if interrupt.came:
+                if stop:
                     log.say(f"stopped at update {learner.step}; the same command goes on")
                     raise KeyboardInterrupt
     log.validation(learner, validate(config, world, learner, data))
@@ -126,7 +144,10 @@ class Clock:
 
 
 class Interrupt:
-    """Ctrl-C and a polite kill wait for the end of a group of updates; a second one does not."""
+    """Ctrl-C and a polite kill wait for the end of a group of updates; a second one does not.
+
+    Except under torchrun, which passes the first one on a second time.
+    """
 
     def __init__(self) -> None:
         self.came = False
@@ -143,7 +164,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.came:
+        if self.came and processes.count() == 1:
             raise KeyboardInterrupt
         self.came = True
 
@@ -166,7 +187,7 @@ def finish_stage(
     progress: Progress,
 ) -> None:
     """Keep the slow average as the stage's result and step on to the next."""
-    learner.module.load_state_dict(learner.average.state_dict())
+    learner.target.load_state_dict(learner.whole_average())
     progress.history.append({"stage": learner.stage.name, "updates": learner.step})
     progress.stage, progress.step, progress.planned = progress.stage + 1, 0, None
     save_checkpoint(config.folder / CHECKPOINT, world, None, progress, run)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors
 from kairos_env.agents.training.config import TrainConfig
 from kairos_env.agents.training.learner import Learner, Metrics
@@ -25,16 +26,19 @@ COLUMNS = (1, 2, 5, 10, 15, 20, 30, 40, 50)
 def validate(
     config: TrainConfig, world: WorldModel, learner: Learner, data: TrainingData
 ) -> Metrics:
-    """Judge the slow average of the weights, which is what will be kept."""
-    kept = {name: x.clone() for name, x in learner.module.state_dict().items()}
-    learner.module.load_state_dict(learner.average.state_dict())
+    """Judge the slow average of the weights, which is what will be kept; process 0 does."""
+    average = learner.whole_average()
+    if processes.number() > 0:
+        return {}
+    kept = {name: x.clone() for name, x in learner.target.state_dict().items()}
+    learner.target.load_state_dict(average)
     try:
         with torch.no_grad():
             if learner.stage.learns == "tokenizer":
                 return _reconstruct(config, world, learner, data)
             return _dream(config, world, learner, data)
     finally:
-        learner.module.load_state_dict(kept)
+        learner.target.load_state_dict(kept)
 
 
 def _reconstruct(

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import tyro
 from safetensors.torch import load_file
 
 from kairos_env.agents.collect import collect
-from kairos_env.agents.training import loop
+from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.config import StageConfig, TrainConfig
@@ -34,6 +37,9 @@ STAGES = (
         rollout_frames=6,
     ),
 )
+
+
+STAGE_NAMES = [stage.name for stage in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +239,41 @@ def test_the_command_names_stages_and_their_updates() -> None:
         stages("--stages", "dream")
     with pytest.raises(ValueError, match="steps has 2 numbers for 4 stages"):
         stages("--steps", "3", "4")
+
+
+def torchrun(processes: int, *arguments: object) -> None:
+    """Run a script in several processes that know of each other."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    whole, broken_off = tmp_path / "whole", tmp_path / "broken_off"
+    torchrun(2, Path(__file__).with_name("train_with_others.py"), data, whole, broken_off)
+    config = config_for(data, whole)
+    copy = config_for(data, broken_off).folder / loop.CHECKPOINT
+    assert (Checkpoint(copy).progress.stage, Checkpoint(copy).progress.step) == (2, 4)
+    assert len(load_world(whole).starts)
+    expected, together = weights(finished), weights(whole)
+    (whole.with_name("whole.training") / loop.CHECKPOINT).write_bytes(copy.read_bytes())
+    alone = weights(loop.train(config))
+    for name, x in expected.items():
+        # The sums over clips have another order; Adam makes more of it where a gradient is tiny.
+        torch.testing.assert_close(together[name], x, atol=2e-3, rtol=1e-3, msg=name)
+        torch.testing.assert_close(alone[name], x, atol=2e-3, rtol=1e-3, msg=name)
+    records = (config.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout"]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    with pytest.raises(ValueError, match="batch of 8 cannot be shared evenly by 3 processes"):
+        loop.train(config_for(data, tmp_path / "world"))
+    assert not config_for(data, tmp_path / "world").folder.exists()
