@@ -11,7 +11,7 @@ from kairos_env.agents.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     raise SystemExit("no glibc")
 def work():
-    return [torch.ones(3_000_000) for _ in range(10)]
+    return [torch.ones(10_000_000) for _ in range(3)]  # beyond what glibc ever keeps by itself
 for _ in range(3):
     work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
