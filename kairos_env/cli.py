@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("kairos_env.agents.collect:main", "record episodes of a real environment"),
     "data": ("kairos_env.agents.data.cli:main", "look at a dataset: info, show, check"),
     "train": ("kairos_env.agents.training.cli:main", "learn a world from recorded episodes"),
+    "curriculum": (
+        "kairos_env.agents.training.curriculum:main",
+        "learn a world in three stages: films, films with words, a robot's trajectories",
+    ),
     "import-official": (
         "kairos_env.official:main_import",
         "make a world of a published checkpoint",
@@ -31,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "kairos_env.agents.imagine.cli:main",
         "train a policy in a world's dream, and examine it in reality",
     ),
+    "plan": ("kairos_env.benchmarks.acting:plan", "plan in a world's dream, act in its real twin"),
+    "act": ("kairos_env.benchmarks.acting:act", "let a world's own action stream act"),
     "fidelity": (
         "kairos_env.benchmarks.fidelity.cli:main",
         "measure how far a world's dream drifts from the truth",

@@ -5,16 +5,18 @@ hold numbers of a sequence in time.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from kairos_env.agents.planning.returns import Objective, dreamed_returns
-from kairos_env.agents.planning.search import Array, SearchConfig, search
+from kairos_env.agents.planning.returns import EndValue, FrameReward, Objective, dreamed_returns
+from kairos_env.agents.planning.search import Array, Method, SearchConfig, search
 from kairos_env.spaces import decode_actions, encode_actions
 from kairos_env.world_model.state import DreamState
+from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import World
 
 
@@ -30,36 +32,76 @@ class Plan:
     """(G, T, D): where the search of the next step may begin."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Planner:
     """Model-predictive control: plan H steps, take the first, plan anew.
 
     All candidates are forks of one dream with one random stream, so they differ by their actions
-    alone.
+    alone. Every argument is the attribute of `search` or `objective` with that name; the rest of
+    these can be changed there.
+
+    Args:
+        world: Where to dream; one with a reward head, unless a reward is given.
+        method: "cem", "icem" or "mppi".
+        horizon: H, steps.
+        candidates: N.
+        iterations: Rounds of the search.
+        elites: Candidates that a round's result is made of; None: an eighth.
+        reward: What a predicted frame is worth, `reward(prediction)` to (N, F); None takes the
+            world's own reward.
+        value: What comes after the horizon, `value(prediction)` to (N,); None: nothing.
+        discount: Per step.
+        uncertainty_penalty: What a deviation of expected error costs per step.
+        needs_frames: Whether reward or value look at `prediction.frames`.
+        hold: Low-level actions for which a planned action is held; None: a whole step. Divides K.
+        denoise_steps: Passes per dreamed frame; None takes the world's own number.
+
+    Raises:
+        ValueError: An argument cannot be used.
     """
 
-    world: World
-    search: SearchConfig = SearchConfig()
-    objective: Objective = Objective()
-    horizon: int = 6
-    """H."""
-    hold: int | None = None
-    """Low-level actions for which a planned action is held; None: a whole step. Divides K."""
-    denoise_steps: int | None = None
-    """Passes per dreamed frame; None takes the world's own number."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be planned."""
-        K = self.world.model.config.chunk
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
-        if self.hold is not None and (self.hold < 1 or K % self.hold):
-            raise ValueError(f"hold must divide the {K} actions of a step, got {self.hold}")
+    def __init__(
+        self,
+        world: World,
+        *,
+        method: Method = "cem",
+        horizon: int = 6,
+        candidates: int = 64,
+        iterations: int = 4,
+        elites: int | None = None,
+        reward: FrameReward | None = None,
+        value: EndValue | None = None,
+        discount: float = 0.99,
+        uncertainty_penalty: float = 0.0,
+        needs_frames: bool = False,
+        hold: int | None = None,
+        denoise_steps: int | None = None,
+    ) -> None:
+        self.world, self.model = world, dreaming_model(world)
+        self.search = SearchConfig(
+            method=method,
+            candidates=candidates,
+            iterations=iterations,
+            elites=max(1, candidates // 8) if elites is None else elites,
+        )
+        self.objective = Objective(
+            reward=reward,
+            value=value,
+            discount=discount,
+            uncertainty_penalty=uncertainty_penalty,
+            needs_frames=needs_frames,
+        )
+        self.denoise_steps = denoise_steps
+        K = self.model.config.chunk
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        if hold is not None and (hold < 1 or K % hold):
+            raise ValueError(f"hold must divide the {K} actions of a step, got {hold}")
+        self.horizon, self.hold = horizon, hold or K
 
     @property
     def rows(self) -> int:
         """Planned actions in a step: K / hold."""
-        return self.world.model.config.chunk // (self.hold or self.world.model.config.chunk)
+        return self.model.config.chunk // self.hold
 
     def plan(
         self, dream: DreamState, generator: np.random.Generator, guesses: Array | None = None
@@ -74,22 +116,17 @@ class Planner:
         if len(dream) != 1:
             raise ValueError(f"a plan is made for one dream at a time, got {len(dream)}")
         if guesses is None:
-            shape = (1, self.horizon * self.rows, self.world.model.config.action_size)
-            guesses = np.zeros(shape)
-        found = search(
-            lambda candidates: self.score(dream, candidates), guesses, self.search, generator
-        )
+            guesses = np.zeros((1, self.horizon * self.rows, self.model.config.action_size))
+        found = search(partial(self.score, dream), guesses, self.search, generator)
         first = self._chunks(found.best[None])[0, 0]
-        return Plan(
-            first, found.value, self._later(np.concatenate([found.best[None], found.elites]))
-        )
+        known = np.concatenate([found.best[None], found.elites])
+        return Plan(first, found.value, self._later(known))
 
     def score(self, dream: DreamState, candidates: Array) -> Array:
         """The dreamed return of each sequence (N, T, D): (N,)."""
-        model = self.world.model
-        chunks = torch.from_numpy(self._chunks(candidates)).to(model.device)
-        returns: Tensor = dreamed_returns(
-            model,
+        chunks = torch.from_numpy(self._chunks(candidates)).to(self.model.device)
+        returns = dreamed_returns(
+            self.model,
             dream.index([0] * len(candidates)),
             lambda t, _: chunks[:, t],
             horizon=self.horizon,
@@ -101,8 +138,8 @@ class Planner:
 
     def _chunks(self, candidates: Array) -> NDArray[np.float32]:
         """Sequences (N, T, D) as the environment would execute them, encoded: (N, H, K, D)."""
-        K = self.world.model.config.chunk
-        held = candidates.repeat(K // self.rows, axis=1)
+        held = candidates.repeat(self.hold, axis=1)
+        K = self.model.config.chunk
         return legal(self.world, held.reshape(len(held), self.horizon, K, -1))
 
     def _later(self, sequences: Array) -> Array:
@@ -111,7 +148,21 @@ class Planner:
         return np.concatenate([rest, sequences[:, -1:].repeat(self.rows, axis=1)], axis=1)
 
 
-def legal(world: World, encoded: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Encoded actions (..., K, D) as they are when they come back from the environment."""
+def legal(world: World, encoded: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Encoded actions (..., K, D) as they are once the environment has executed them."""
     space = world.manifest.environment.space
     return encode_actions(space, decode_actions(space, encoded))
+
+
+def dreaming_model(world: World) -> WorldModel:
+    """The model of a world that was learned here; imported networks predict no reward.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    if not isinstance(world.model, WorldModel):
+        raise ValueError(
+            f"world {world.name!r} is an imported video network: it predicts neither reward nor "
+            "end, so nothing can be planned in it. Use a world from `kairos train`"
+        )
+    return world.model

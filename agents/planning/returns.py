@@ -13,16 +13,18 @@ from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.world_model import Prediction, WorldModel
 
 ChunkAt = Callable[[int, DreamState], Tensor]
+FrameReward = Callable[[Prediction], Tensor]
+EndValue = Callable[[Prediction], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is wanted of a future."""
 
-    reward: Callable[[Prediction], Tensor] | None = None
+    reward: FrameReward | None = None
     """Reward of each predicted frame, (B, F), from anything that is predicted: state, latents,
     frames. None takes the world's own reward head."""
-    value: Callable[[Prediction], Tensor] | None = None
+    value: EndValue | None = None
     """What comes after the horizon, (B,), judged by the last step. None: nothing."""
     discount: float = 0.99
     """Per step."""
