@@ -44,12 +44,15 @@ class FollowingPolicy:
 
     Args:
         decider: Decides in the dream that follows.
+
+    Attributes:
+        dream: What it remembers of the episode; None before the first step.
     """
 
     def __init__(self, decider: Decider) -> None:
         self.decider = decider
         self.world = decider.world
-        self._model = dreaming_model(decider.world)
+        self.dream: DreamState | None = None
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
         """Forget the last episode.
@@ -64,7 +67,7 @@ class FollowingPolicy:
                 f"world {self.world.name!r} acts in {expected}, this environment takes "
                 f"{env.action_space}; make it with world.make_twin()"
             )
-        self._dream: DreamState | None = None
+        self.dream = None
         self._seed = int(generator.integers(2**62))
         self.decider.begin(generator)
 
@@ -77,12 +80,12 @@ class FollowingPolicy:
                 the steps.
         """
         start = _clocks()
-        dream = self._dream or first_sight(self.world, frame, self._seed)
+        dream = self.dream or first_sight(self.world, frame, self._seed)
         chunk = decode_actions(env.action_space, self.decider.decide(dream))
         decided = _clocks()
         step = execute(env, chunk)
         executed = _clocks()
-        self._dream = follow(self.world, dream, step)
+        self.dream = follow(self.world, dream, step)
         wall, cpu = _clocks() - executed + decided - start
         times = {"decision_seconds": float(wall), "decision_cpu_seconds": float(cpu)}
         return replace(step, info={**step.info, **times})
