@@ -145,6 +145,8 @@ def from_twin(
 
 def checked_text(world: World, text: Any, B: int, where: NDArray[np.int64]) -> Told | None:
     """The option "text": what the dreams are told, for a world that reads text."""
+    if world.manifest.model.text is not None:
+        return _read_words(world, text, B, where)
     width = world.manifest.model.transformer.text_dim
     if width is None:
         if text is None:
@@ -165,6 +167,24 @@ def checked_text(world: World, text: Any, B: int, where: NDArray[np.int64]) -> T
         features[:, : given.shape[1]] = given
         mask[:, : given.shape[1]] = True
     return Told(features, mask)
+
+
+def _read_words(world: World, text: Any, B: int, where: NDArray[np.int64]) -> Told:
+    """Texts in words, read by the world's own encoder; no text is the empty one."""
+    texts = [text or ""] * B if text is None or isinstance(text, str) else text
+    if (
+        not isinstance(texts, list | tuple)
+        or len(texts) != B
+        or not all(isinstance(one, str) for one in texts)
+    ):
+        raise OptionError(
+            f"text must be words, such as 'push the block', or a list of {B} texts, one per dream, "
+            f"got {text!r}"
+        )
+    encoder = world.model.text
+    assert encoder is not None
+    features, mask = encoder.encode([texts[dream] for dream in where])
+    return Told(features.cpu().numpy(), mask.cpu().numpy())
 
 
 def checked_mask(value: Any, B: int) -> NDArray[np.int64]:

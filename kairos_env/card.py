@@ -5,11 +5,18 @@ from typing import Any
 
 from kairos_env.manifest import Manifest
 
+DEAF = (
+    "The video of this world does not answer to actions: it was imported from a network that never "
+    "saw one. Let it learn to answer with `kairos train DATA --from THIS_WORLD --stages robot`."
+)
+
 
 def card(manifest: Manifest) -> str:
     """A model card in Markdown, with the front matter that hubs read."""
     e = manifest.environment
     untrained = "" if manifest.trained else "\n**The weights are random: nothing was learned.**\n"
+    if not manifest.answers:
+        untrained += f"\n**{DEAF}**\n"
     return f"""---
 library_name: kairos-env
 license: apache-2.0

@@ -3,6 +3,7 @@
 Shapes: B dreams, n of them, K low-level actions per chunk of the model, D numbers per action.
 """
 
+import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -48,8 +49,10 @@ class Dreams:
         self.frames = chunks * world.manifest.model.frames_per_chunk
         self._denoise_steps = denoise_steps
         self._precision = precision
-        self._step = world.compiled_step if compile else world.model.step
+        self._step = world.compiled_step if compile else world.dreamer.step
         self.decode = decode
+        imported = world.manifest.model.imported
+        self._imagines = imported is not None and imported.mode == "joint"
         self._memory: DreamState | None = None
         self._view: View | None = None
 
@@ -78,7 +81,7 @@ class Dreams:
         told: Told | None,
     ) -> None:
         """Start dreams from histories in the slots `where`, each with its own random stream."""
-        model = self.world.model
+        model = self.world.dreamer
         with torch.no_grad(), self._rounded():
             latents = model.tokenizer.encode(self._tensor(beginning.frames))
             memory = model.start_latents(
@@ -90,6 +93,10 @@ class Dreams:
             )
         frames = beginning.frames if self.decode else None
         view = view_of_history(frames, numpy_of(latents), beginning.state, self.frames)
+        if self._imagines:
+            c = model.config
+            unknown = np.full((len(view), self.frames * c.actions_per_frame, c.action_size), np.nan)
+            view = dataclasses.replace(view, imagined_actions=unknown.astype(np.float32))
         self.put(where, memory, view)
 
     def advance(self, actions: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -101,8 +108,8 @@ class Dreams:
         Raises:
             FloatingPointError: A dream left the finite numbers; nothing has changed.
         """
-        config, memory, predictions = self.world.model.config, self.memory, []
-        with self._rounded():
+        config, memory, predictions = self.world.dreamer.config, self.memory, []
+        with torch.inference_mode(), self._rounded():
             for part in self._tensor(actions).split(config.chunk, dim=1):
                 memory, prediction = self._step(
                     memory, part, denoise_steps=self._denoise_steps, decode=self.decode
@@ -115,7 +122,7 @@ class Dreams:
 
     def put(self, where: NDArray[np.int64], memory: DreamState, view: View) -> None:
         """Fill the slots `where` with n dreams, in that order."""
-        memory = memory.to(self.world.model.device)
+        memory = memory.to(self.world.dreamer.device)
         if np.array_equal(where, np.arange(self.count)):
             self._memory, self._view = memory, view
             return
@@ -132,12 +139,12 @@ class Dreams:
         if self._precision == "float32":
             return nullcontext()
         context: AbstractContextManager[None] = torch.autocast(
-            self.world.model.device.type, dtype=torch.bfloat16
+            self.world.dreamer.device.type, dtype=torch.bfloat16
         )
         return context
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(self.world.model.device)
+        return torch.from_numpy(np.array(array)).to(self.world.dreamer.device)
 
 
 def _require_finite(view: View) -> None:

@@ -21,3 +21,7 @@ class ActionError(gymnasium.error.InvalidAction, ValueError):
 
 class OptionError(ValueError):
     """An argument of the environment or an option of `reset` of no use. Nothing was reset."""
+
+
+class DeafWorldWarning(UserWarning):
+    """A world was opened whose video does not answer to actions."""

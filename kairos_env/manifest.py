@@ -124,6 +124,11 @@ class Manifest:
         """Whether the weights were learned; False for the built-in placeholder."""
         return self.provenance.get("trained", True) is not False
 
+    @property
+    def answers(self) -> bool:
+        """Whether the video answers to actions; an imported network's does not until trained on."""
+        return self.model.imported is None
+
     def _pairs(self) -> tuple[tuple[str, Any, Any], ...]:
         """What both sides say."""
         e, m = self.environment, self.model

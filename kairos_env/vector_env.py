@@ -8,6 +8,7 @@ Shapes: B dreams, K low-level actions a step, D numbers per action, F frames a s
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from kairos_env.beginnings import (
     from_twin,
     is_twin_state,
 )
+from kairos_env.card import DEAF
 from kairos_env.dreams import Dreams, Precision
-from kairos_env.errors import OptionError
+from kairos_env.errors import DeafWorldWarning, OptionError
 from kairos_env.real.snapshots import ForeignSnapshotError
 from kairos_env.settings import Settings, autoreset_mode_of, is_positive
 from kairos_env.snapshot import DreamSnapshot
@@ -125,6 +127,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         if window is not None and window != self.world.manifest.model.transformer.window:
             self.world = self.world.with_window(window)
         self.settings.check_state(self.world.manifest)
+        if not self.world.manifest.answers:
+            warnings.warn(f"world {self.world.name!r}: {DEAF}", DeafWorldWarning, stacklevel=2)
         self._open(max_episode_steps)
         self._streams = Streams(num_envs, choices(self.world, start))
         self._elapsed = np.zeros(num_envs, np.int64)
@@ -139,7 +143,7 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         chunks = settings.chunks_per_step(self.world.manifest)
         F = chunks * e.frames_per_chunk
         self._observer = Observer(
-            settings.observation, self.world.model, frames=F, all_frames=settings.all_frames
+            settings.observation, self.world.dreamer, frames=F, all_frames=settings.all_frames
         )
         self.single_observation_space = self._observer.space
         self.chunk_space = chunk_space(e.space, chunks * e.chunk)
@@ -184,7 +188,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
             options: "start_index": a bundled start. "frames" (T, H, W, 3) uint8, optionally with
                 "actions" (T - 1, A, D), the low-level actions between them, and "state" (S,): the
                 caller's own history. "state": what a real twin's `snapshot()` gave. "snapshot": a
-                `DreamSnapshot` to continue. "text": features for a world that reads text.
+                `DreamSnapshot` to continue. "text": words, for a world that reads
+                them; or features of shape (tokens, width) of the encoder it was trained with.
                 "reset_mask": bool (B,), the dreams to reset. Arrays with an additional first axis
                 of B give each dream its own.
 
@@ -444,6 +449,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
             "time": self._elapsed * self.seconds_per_step,
             "start_index": self._start_index.copy(),
         }
+        if not self.world.manifest.answers:
+            told["answers_to_actions"] = np.zeros(self.num_envs, np.bool_)
         return masked(told, where)
 
     def _final(self, where: Indices) -> Infos:

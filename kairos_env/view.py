@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from kairos_env.world_model.published.world import PublishedWorld
 from kairos_env.world_model.world_model import Prediction, WorldModel
 
 ObservationKind = Literal["pixels", "state", "latent", "dict"]
@@ -40,6 +41,9 @@ class View:
     """(B,): at the last frame."""
     frames: NDArray[np.uint8] | None
     """(B, F, H, W, 3), or None where nothing is decoded."""
+    imagined_actions: NDArray[np.float32] | None = None
+    """(B, K, D): what an imported network would have done, NaN before the first step; None in
+    worlds that do not imagine actions."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -51,16 +55,13 @@ class View:
 
     def infos(self) -> dict[str, NDArray[Any]]:
         """What `info` tells of it; new arrays."""
-        named = ("frames", "rewards", "state", "uncertainty", "end_probability")
+        named = ("frames", "rewards", "state", "uncertainty", "end_probability", "imagined_actions")
         return {name: array.copy() for name, array in self.arrays().items() if name in named}
 
     def index(self, dreams: Sequence[int] | NDArray[np.int64]) -> Self:
         """The chosen dreams, copied."""
         rows = np.asarray(dreams, np.int64)
-        frames = None if self.frames is None else self.frames[rows]
-        return dataclasses.replace(
-            self, frames=frames, **{k: v[rows] for k, v in self.arrays().items() if k != "frames"}
-        )
+        return dataclasses.replace(self, **{k: v[rows] for k, v in self.arrays().items()})
 
     def write(self, where: NDArray[np.int64], other: "View") -> Self:
         """These dreams with the rows `where` replaced; the given views stay as they were."""
@@ -100,6 +101,7 @@ def view_of(predictions: Sequence[Prediction], threshold: float) -> tuple[View, 
         uncertainty=numpy_of(torch.stack([p.uncertainty for p in predictions]).amax(0).double()),
         end_probability=probability[row, last].astype(np.float64),
         frames=None if predictions[0].frames is None else joined("frames")[row[:, None], shown],
+        imagined_actions=None if predictions[0].actions is None else joined("actions"),
     )
     return view, ends.any(1)
 
@@ -135,7 +137,12 @@ class Observer:
     """
 
     def __init__(
-        self, kind: ObservationKind, model: WorldModel, *, frames: int, all_frames: bool
+        self,
+        kind: ObservationKind,
+        model: WorldModel | PublishedWorld,
+        *,
+        frames: int,
+        all_frames: bool,
     ) -> None:
         self.kind = kind
         self.all_frames = all_frames
@@ -165,13 +172,15 @@ class Observer:
             shown = shown[:, -1]
         return np.clip(shown, box.low, box.high)
 
-    def _boxes(self, model: WorldModel, stack: tuple[int, ...]) -> dict[str, spaces.Box]:
+    def _boxes(
+        self, model: WorldModel | PublishedWorld, stack: tuple[int, ...]
+    ) -> dict[str, spaces.Box]:
         """A space for each thing that this world can show."""
         H, W = model.config.tokenizer.frame_size
         Z = int(np.prod(model.config.latent_shape))
         pixels: Any = spaces.Box(0, 255, (*stack, H, W, 3), np.uint8)
         boxes = {"pixels": pixels}
-        if model.config.heads.state_size:
+        if isinstance(model, WorldModel) and model.config.heads.state_size:
             centre, reach = (
                 numpy_of(model.heads.state_mean),
                 RANGE * numpy_of(model.heads.state_scale),

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from kairos_env.card import card
+from kairos_env.card import DEAF, card
 from kairos_env.catalogue import (
     CARD,
     MANIFEST,
@@ -45,9 +45,11 @@ from kairos_env.manifest import (
     space_to_json,
 )
 from kairos_env.starts import Starts, read_starts, write_starts
+from kairos_env.world_model.checkpoint import cast_tensors
 from kairos_env.world_model.config import to_json
-from kairos_env.world_model.tensor_files import TensorFiles, open_tensors, write_tensors
-from kairos_env.world_model.world_model import WorldModel
+from kairos_env.world_model.published.world import PublishedWorld
+from kairos_env.world_model.tensor_files import TensorFiles, write_tensors
+from kairos_env.world_model.world_model import WorldConfig, WorldModel
 
 if TYPE_CHECKING:
     from kairos_env.real import RealEnv
@@ -76,18 +78,33 @@ class World:
     path: Path | None
     """Its folder; None for one that was made in code."""
     manifest: Manifest
-    model: WorldModel
-    """In evaluation mode, without gradients."""
+    dreamer: WorldModel | PublishedWorld
+    """In evaluation mode, without gradients. `PublishedWorld` is an imported network."""
     starts: Starts
 
     def __post_init__(self) -> None:
         """Refuse starts that the model cannot read."""
         check_starts(self.manifest, self.starts)
-        self.model.eval().requires_grad_(False)
+        self.dreamer.eval().requires_grad_(False)
+        for module in self.dreamer.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                # The same numbers in another order: batches are convolved twice as fast on a CPU.
+                module.to(memory_format=torch.channels_last)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Gymnasium copies keyword arguments; weights are shared, they never change here."""
         return self
+
+    @property
+    def model(self) -> WorldModel:
+        """The dreamer as a world model.
+
+        Raises:
+            WorldError: It is an imported network, which has no reward, state or answer yet.
+        """
+        if isinstance(self.dreamer, PublishedWorld):
+            raise WorldError(f"world {self.name!r} cannot be used for this. {DEAF}")
+        return self.dreamer
 
     @property
     def name(self) -> str:
@@ -98,6 +115,8 @@ class World:
     def title(self) -> str:
         """The name, and whether anything was learned, for a person."""
         suffix = "" if self.manifest.trained else ", untrained: weights are random"
+        if not self.manifest.answers:
+            suffix += ", imported: its video does not answer to actions"
         return f"world={self.name!r}{suffix}"
 
     def with_window(self, window: int) -> "World":
@@ -105,16 +124,15 @@ class World:
         config = self.manifest.model
         transformer = dataclasses.replace(config.transformer, window=window)
         config = dataclasses.replace(config, transformer=transformer)
-        with torch.device("meta"):
-            model = WorldModel(config)
-        model.load_state_dict(self.model.state_dict(), assign=True)
+        model = empty_model(config)
+        model.load_state_dict(self.dreamer.state_dict(), assign=True)
         manifest = dataclasses.replace(self.manifest, model=config)
         return World(self.path, manifest, model, self.starts)
 
     @functools.cached_property
     def compiled_step(self) -> Callable[..., Any]:
         """The model's step through `torch.compile`, shared by all environments of this world."""
-        compiled: Callable[..., Any] = torch.compile(self.model.step, dynamic=False)
+        compiled: Callable[..., Any] = torch.compile(self.dreamer.step, dynamic=False)
         return compiled
 
     def make_twin(self, *, frames_per_chunk: int | None = None, **kwargs: Any) -> "RealEnv":
@@ -142,9 +160,9 @@ class World:
     def fingerprint(self) -> str:
         """Tells worlds apart: a hash of the model's config and weights."""
         digest = hashlib.sha256(json.dumps(to_json(self.manifest.model)).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted(self.dreamer.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -191,7 +209,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def save_world(
     folder: str | Path,
-    model: WorldModel,
+    model: WorldModel | PublishedWorld,
     *,
     manifest: Manifest,
     starts: Starts,
@@ -248,8 +266,18 @@ def check_starts(manifest: Manifest, starts: Starts) -> None:
             raise ValueError(f"expected starts' {name} of shape {shape}, got {got}")
 
 
+def empty_model(config: WorldConfig) -> WorldModel | PublishedWorld:
+    """The model of a config on the meta device: wrong sizes are found before memory is taken."""
+    with torch.device("meta"):
+        return WorldModel(config) if config.imported is None else PublishedWorld(config)
+
+
 def _write_files(
-    folder: Path, model: WorldModel, manifest: Manifest, starts: Starts, dtype: torch.dtype | None
+    folder: Path,
+    model: WorldModel | PublishedWorld,
+    manifest: Manifest,
+    starts: Starts,
+    dtype: torch.dtype | None,
 ) -> None:
     tensors = {
         name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
@@ -279,7 +307,9 @@ def _put_in_place(beside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_parts(folder: Path, model: WorldModel, manifest: Manifest, starts: Starts) -> None:
+def _check_parts(
+    folder: Path, model: WorldModel | PublishedWorld, manifest: Manifest, starts: Starts
+) -> None:
     if manifest.model != model.config:
         raise WorldError(f"{folder}: the manifest's model config is not that of the given model")
     try:
@@ -289,19 +319,16 @@ def _check_parts(folder: Path, model: WorldModel, manifest: Manifest, starts: St
     _require_finite(folder, model.state_dict())
 
 
-def _read_model(folder: Path, manifest: Manifest, device: str) -> WorldModel:
-    """Build on the meta device, so that wrong sizes are found before memory is taken."""
-
-    def build(_: Path) -> WorldModel:
-        with torch.device("meta"):
-            return WorldModel(manifest.model)
-
-    model = _reading(folder / MANIFEST, build)
+def _read_model(folder: Path, manifest: Manifest, device: str) -> WorldModel | PublishedWorld:
+    """Build empty, read what belongs there."""
+    config = manifest.model
+    model = _reading(folder / MANIFEST, lambda _: empty_model(config))
     expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     tensors: dict[str, Tensor] = {}
     for file, prefix in ((MODEL, ""), (TOKENIZER, PREFIX)):
         mine = {k: v for k, v in expected.items() if k.startswith(PREFIX) == bool(prefix)}
-        read = functools.partial(_read_tensors, expected=mine, prefix=prefix)
+        imported = config.imported is not None
+        read = functools.partial(_read_tensors, expected=mine, prefix=prefix, imported=imported)
         tensors |= _reading(folder / file, read)
     _require_finite(folder, tensors)
     model.load_state_dict(tensors, assign=True)
@@ -309,12 +336,14 @@ def _read_model(folder: Path, manifest: Manifest, device: str) -> WorldModel:
 
 
 def _read_tensors(
-    path: Path, *, expected: Mapping[str, tuple[int, ...]], prefix: str
+    path: Path, *, expected: Mapping[str, tuple[int, ...]], prefix: str, imported: bool
 ) -> dict[str, Tensor]:
-    with open_tensors(path) as file:
-        shapes = {prefix + name: shape for name, shape in file.shapes().items()}
-        _require_same_shapes(shapes, expected)
-        return {prefix + name: _widened(file, name) for name in file.names}
+    file = TensorFiles(path)
+    shapes = {prefix + name: shape for name, shape in file.shapes().items()}
+    _require_same_shapes(shapes, expected)
+    if imported:  # gigabytes: kept in the file's own type, and read when used
+        return cast_tensors({prefix + name: file[name] for name in file.names})
+    return {prefix + name: _widened(file, name) for name in file.names}
 
 
 def _widened(file: TensorFiles, name: str) -> Tensor:

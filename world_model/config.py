@@ -113,15 +113,16 @@ class TransformerConfig:
     such input."""
     semantics: Semantics = "causal"
     published: PublishedRules = PublishedRules()
-    stem: Literal["patch", "conv"] = "patch"
-    """How latents become tokens and back: one linear patch, or a small convolutional stem and head
-    with the previous frames beside the noisy one (what small models need to learn motion at
-    all)."""
+    stem: Literal["patch", "conv", "lookback"] = "patch"
+    """How latents become tokens and back: one linear patch; a small convolutional stem and head
+    with the previous frames beside the noisy one (what small models need to learn motion at all);
+    or a patch with the previous frames' patches added (imported weights that learn to answer to
+    actions)."""
     stem_channels: int = 96
     stem_blocks: int = 1
     head_blocks: int = 3
     previous_frames: int = 2
-    """Clean frames that the convolutional stem reads beside the noisy one."""
+    """Clean frames that the convolutional and the lookback stem read beside the noisy one."""
     anchor: bool = False
     """The oldest of them is always the dream's first frame: what stands still is then never
     forgotten, however long the dream."""
@@ -227,7 +228,8 @@ def from_json(kind: type[Config], data: Mapping[str, Any]) -> Config:
 def _value(hint: Any, value: Any, where: str) -> Any:
     """JSON value to field value: a mapping may be a config, a list is a tuple."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kind = next((option for option in options if _fits(option, value)), None)
+    fitting = [option for option in options if _fits(option, value)]
+    kind = next((k for k in fitting if _knows(k, value)), fitting[0] if fitting else None)
     if kind is None:
         expected = " or ".join(_in_words(option) for option in options)
         raise ValueError(f"{where} must be {expected}, got {value!r}")
@@ -253,6 +255,13 @@ def _fits(kind: Any, value: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
     return isinstance(value, kind) if kind in (bool, str, NoneType) else True
+
+
+def _knows(kind: Any, value: Any) -> bool:
+    """Whether a config has all the fields of a mapping: tells one kind of config from another."""
+    if not dataclasses.is_dataclass(kind):
+        return True
+    return set(value) <= {field.name for field in dataclasses.fields(kind)}
 
 
 def _in_words(kind: Any) -> str:

@@ -280,10 +280,11 @@ def sample_jointly(
         velocities = denoise(zs, levels)
         steps = zip(zs, velocities, levels, nexts, strict=True)
         if renoise is None:
-            zs = tuple(euler_step(z, v, s, s_next) for z, v, s, s_next in steps)
+            moved = tuple(euler_step(z, v, s, s_next) for z, v, s, s_next in steps)
         else:
             fresh = renoise(i)
-            zs = tuple(dmd_step(*step, eps=eps) for step, eps in zip(steps, fresh, strict=True))
+            moved = tuple(dmd_step(*step, eps=eps) for step, eps in zip(steps, fresh, strict=True))
+        zs = tuple(z.to(eps) for z, eps in zip(moved, noises, strict=True))
     return zs if renoise else _pinned(zs, pins)
 
 

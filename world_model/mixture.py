@@ -20,7 +20,7 @@ previous frames.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -35,7 +35,13 @@ from kairos_env.world_model.config import TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead
 from kairos_env.world_model.delta_net import DeltaState, GatedDeltaNet
 from kairos_env.world_model.state import LayerMemory
-from kairos_env.world_model.transformer import ActionStream, Block, Stream, VideoStream
+from kairos_env.world_model.transformer import (
+    ActionStream,
+    Block,
+    LookbackEmbed,
+    Stream,
+    VideoStream,
+)
 
 # The network is told 1000 times the noise level, as the published one is.
 TIMESTEPS = 1000.0
@@ -66,7 +72,7 @@ class Inputs:
     latents: Tensor | None = None
     """(B, T, C, h, w), noisy or clean."""
     previous: Tensor | None = None
-    """(B, T, P, C, h, w) clean frames before each, for the convolutional stem."""
+    """(B, T, P, C, h, w) clean frames before each, for stems that look back."""
     video_noise: Tensor | None = None
     """(B, T) noise level of each frame."""
     actions: Tensor | None = None
@@ -111,6 +117,10 @@ class Heads(NamedTuple):
     v: Tensor
 
 
+Heard = tuple[Heads, ...]
+"""What the actions of a chunk say, layer by layer."""
+
+
 @dataclasses.dataclass
 class Lane:
     """One stream on its way through the layers."""
@@ -135,6 +145,8 @@ class Past:
     memory: LayerMemory | None
     trace: LayerTrace | None
     chunk_frames: int
+    heard: Heads | None = None
+    """What the actions say, where the action stream has been run before."""
 
 
 class Mixture(nn.Module):
@@ -182,6 +194,7 @@ class Mixture(nn.Module):
         chunk_frames: int,
         memory: Sequence[LayerMemory] | None = None,
         trace: Sequence[LayerTrace] | None = None,
+        heard: Heard | None = None,
         commit: bool = False,
         record: bool = False,
         predict: bool = True,
@@ -194,13 +207,14 @@ class Mixture(nn.Module):
             chunk_frames: frames that are denoised together.
             memory: the past of these frames; None when there is none.
             trace: a clean run of the same frames to look back at instead of these (training).
+            heard: what `hear` gave for these actions; the action stream is not run again.
             commit: also return the memory with these frames added; they should be clean. Needs
                 `memory`.
             record: also return the trace of this run. Needs T to be whole chunks.
             predict: also read frames and actions from the last layer.
         """
         video = self._video_lane(inputs, mode) if mode.video else None
-        action = self._action_lane(inputs) if mode.action else None
+        action = self._action_lane(inputs) if mode.action and heard is None else None
         kept: list[LayerMemory] = []
         traced: list[LayerTrace] = []
         for i in range(len(self.config.layers)):
@@ -208,6 +222,7 @@ class Mixture(nn.Module):
                 memory=memory[i] if memory is not None else None,
                 trace=trace[i] if trace is not None else None,
                 chunk_frames=chunk_frames,
+                heard=heard[i] if heard is not None else None,
             )
             keys, delta = self._layer(i, video, action, mode, past, record)
             if commit and past.memory is not None:
@@ -223,6 +238,26 @@ class Mixture(nn.Module):
             tuple(traced) if record else None,
         )
 
+    def hear(
+        self, inputs: Inputs, memory: Sequence[LayerMemory], *, chunk_frames: int
+    ) -> Heard | None:
+        """What the actions of one chunk say to each layer; None for a world without them.
+
+        In FORWARD mode they see no frame of it, so all passes over the chunk hear the same.
+        """
+        lane = self._action_lane(inputs)
+        if lane is None:
+            return None
+        heard: list[Heads] = []
+        for i, block in enumerate(cast(ActionStream, self.action).blocks):
+            past = Past(memory[i], None, chunk_frames)
+            visit = cast(Visit, Visit.enter(cast(Block, block), lane, memory[i].frames.k.dtype))
+            heads = cast(Heads, visit.heads)
+            heard.append(heads)
+            if i + 1 < len(self.config.layers):  # nobody reads what the last layer would write
+                visit.leave(visit.attention.combine(self._window(i, past, None)(*heads)))
+        return tuple(heard)
+
     def _layer(
         self, i: int, video: Lane | None, action: Lane | None, mode: Mode, past: Past, record: bool
     ) -> tuple[Heads, DeltaState | None]:
@@ -232,15 +267,9 @@ class Mixture(nn.Module):
         dtype = past.memory.frames.k.dtype if past.memory else None
         mine = Visit.enter(block, video, dtype)
         theirs = Visit.enter(partner, action, dtype)
-        joint = self._join(mine, theirs)
-        attend = partial(
-            window_attention,
-            window=self.config.window,
-            dilation=self.config.layer_dilation(block.kind),
-            chunk_frames=past.chunk_frames,
-            history=(past.trace.k, past.trace.v) if past.trace else (joint.k, joint.v),
-            cache=past.memory.frames if past.memory else None,
-        )
+        joint = self._join(mine, theirs, past.heard)
+        history = (past.trace.k, past.trace.v) if past.trace else (joint.k, joint.v)
+        attend = self._window(i, past, history)
         delta = None
         if mine and mine.heads:
             seen = joint if mode.video_sees_actions else mine.heads
@@ -253,9 +282,24 @@ class Mixture(nn.Module):
             theirs.leave(theirs.attention.combine(attend(theirs.heads.q, seen.k, seen.v)))
         return joint, delta
 
-    def _join(self, mine: "Visit | None", theirs: "Visit | None") -> Heads:
+    def _window(
+        self, i: int, past: Past, history: tuple[Tensor, Tensor] | None
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """A layer's attention of queries to keys and values of their chunk, and to what was."""
+        block = cast(Block, self.video.blocks[i])
+        return partial(
+            window_attention,
+            window=self.config.window,
+            dilation=self.config.layer_dilation(block.kind),
+            chunk_frames=past.chunk_frames,
+            history=history,
+            cache=past.memory.frames if past.memory else None,
+        )
+
+    def _join(self, mine: "Visit | None", theirs: "Visit | None", heard: Heads | None) -> Heads:
         """What others may see of a frame: video and action tokens, or those that this layer has."""
         heads = [visit.heads for visit in (mine, theirs) if visit and visit.heads]
+        heads += [heard] if heard else []
         if len(heads) == 2:
             return Heads(*(torch.cat(pair, dim=2) for pair in zip(*heads, strict=True)))
         if heads:
@@ -273,7 +317,9 @@ class Mixture(nn.Module):
         if self.action_to_time is not None and mode.video_sees_actions:
             t = t + self._told(inputs)
         features = None
-        if inputs.previous is not None:
+        if isinstance(stream.embed, LookbackEmbed):
+            x = stream.embed(latents, cast(Tensor, inputs.previous))
+        elif inputs.previous is not None:
             x, features = stream.embed(latents, inputs.previous, t)
         else:
             x = stream.embed(latents)
@@ -305,7 +351,13 @@ class Mixture(nn.Module):
         rotation: Tensor,
         features: Tensor | None,
     ) -> Lane:
-        text = stream.text(inputs.text) if stream.text and inputs.text is not None else None
+        text = None
+        if stream.text is not None:
+            # Told nothing, a world reads one token of zeros: in training as in a dream.
+            told = inputs.text
+            if told is None:
+                told = x.new_zeros(len(x), 1, cast(int, self.config.text_dim))
+            text = stream.text(told)
         rows = stream.noise.rows(t)[:, :, None]
         return Lane(x, t, rows, rotation, text, inputs.text_mask, features)
 

@@ -135,10 +135,16 @@ def read_statistics(path: str | os.PathLike[str], *, key: str = "default") -> di
     Returns:
         Statistics by vector name, "state" and "action" in published files.
     """
-    content = json.loads(Path(path).read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object of vectors, got {type(content).__name__}")
-    return {name: _parsed(groups, key, f"{path}: {name}") for name, groups in content.items()}
+    return statistics_of(json.loads(Path(path).read_text()), key=key, source=os.fspath(path))
+
+
+def statistics_of(
+    content: Any, *, key: str = "default", source: str = "statistics"
+) -> dict[str, Statistics]:
+    """What `read_statistics` returns, from the content of such a file."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source}: expected an object of vectors, got {type(content).__name__}")
+    return {name: _parsed(groups, key, f"{source}: {name}") for name, groups in content.items()}
 
 
 def write_statistics(

@@ -7,7 +7,6 @@ another type or device gives its pages back: no checkpoint is held twice. Nothin
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -67,12 +66,6 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
-
-
-@contextmanager
-def open_tensors(path: Path | str) -> Iterator[TensorFiles]:
-    """`TensorFiles` for a with statement; nothing has to be closed."""
-    yield TensorFiles(path)
 
 
 def write_tensors(

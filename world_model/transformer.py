@@ -107,6 +107,26 @@ class PatchEmbed(nn.Module):
         return tokens.flatten(3).permute(0, 2, 3, 1)
 
 
+class LookbackEmbed(nn.Module):
+    """`PatchEmbed`, with the patches of the previous frames added to those of the noisy one.
+
+    What is added begins at zero, so imported weights begin as they were.
+    """
+
+    def __init__(self, channels: int, dim: int, patch: int, previous: int) -> None:
+        super().__init__()
+        self.linear = PatchEmbed(channels, dim, patch).linear
+        self.previous = PatchEmbed(channels * previous, dim, patch)
+        for parameter in self.previous.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, latents: Tensor, previous: Tensor) -> Tensor:
+        """(B, T, C, h, w) after (B, T, P, C, h, w) to tokens (B, T, L, D)."""
+        tokens: Tensor = self.linear(latents.transpose(1, 2))  # (B, D, T, h/p, w/p)
+        seen: Tensor = self.previous(previous.flatten(2, 3))
+        return tokens.flatten(3).permute(0, 2, 3, 1) + seen
+
+
 class PatchHead(nn.Module):
     """Tokens to squares of latents: modulated norm, one linear map."""
 
@@ -141,6 +161,8 @@ class VideoStream(Stream):
             self.embed, self.head = ConvStem(config), ConvHead(config)
         else:
             self.embed = PatchEmbed(channels, dim, config.patch)
+            if config.stem == "lookback":
+                self.embed = LookbackEmbed(channels, dim, config.patch, config.previous_frames)
             self.head = PatchHead(channels, dim, config.patch, config.eps)
         self.image = ImageTokens(channels, dim) if config.published.image_tokens else None
 

@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from kairos_env.world_model.config import TransformerConfig, positive
 from kairos_env.world_model.flow import (
@@ -31,10 +32,13 @@ from kairos_env.world_model.flow import (
 )
 from kairos_env.world_model.heads import Heads, HeadsConfig
 from kairos_env.world_model.history import led_by, slide
-from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Inputs, Mixture
+from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Heard, Inputs, Mixture
 from kairos_env.world_model.noise import counter_normal
 from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
+from kairos_env.world_model.published.imported import ImportedConfig
+from kairos_env.world_model.published.wan_tokenizer import WanTokenizer, WanTokenizerConfig
 from kairos_env.world_model.state import DreamState
+from kairos_env.world_model.text import TextConfig, TextEncoder
 from kairos_env.world_model.tokenizer import Tokenizer, TokenizerConfig
 
 # Streams of a dream's random numbers: what each is for.
@@ -48,10 +52,13 @@ ACTING_MODES = {"policy": POLICY, "joint": JOINT}
 class WorldConfig:
     """Everything that is built; the environment's side of a world stands in world.json."""
 
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | WanTokenizerConfig
     transformer: TransformerConfig
     heads: HeadsConfig
     loss: LossConfig = LossConfig()
+    text: TextConfig | None = None
+    """How the world reads what it is told in words; None: it is told nothing, or features of
+    another encoder."""
     action_size: int
     chunk: int = 4
     """K: low-level actions per step."""
@@ -62,12 +69,19 @@ class WorldConfig:
     denoise_steps: int = 1
     history_noise: float = 0.0
     """Noise level at which predicted frames are committed to memory."""
+    imported: ImportedConfig | None = None
+    """How an imported network dreams, whose video no action moves; None for worlds that answer."""
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together."""
         for name in ("action_size", "chunk", "frames_per_chunk", "history", "denoise_steps"):
             positive(self, name)
         t = self.transformer
+        if (self.imported is None) != (t.semantics == "causal"):
+            raise ValueError(
+                "WorldConfig: networks with published windows (semantics flash or flex) dream as "
+                f"`imported` says, others have none; got {t.semantics!r} and {self.imported}"
+            )
         if self.tokenizer.temporal != 1:
             raise ValueError(
                 "WorldConfig: the dynamics reads one latent frame per frame, but the tokenizer "
@@ -85,6 +99,11 @@ class WorldConfig:
                 f"WorldConfig: the transformer takes {t.actions_per_frame} actions of "
                 f"{t.action.channels} numbers per frame, the world gives {self.actions_per_frame} "
                 f"of {self.action_size}"
+            )
+        if self.text is not None and self.text.dim != t.text_dim:
+            raise ValueError(
+                f"WorldConfig: the text encoder gives features of width {self.text.dim}, the "
+                f"transformer reads {t.text_dim}; make TextConfig.dim and text_dim equal"
             )
         if t.video.channels != self.tokenizer.latent_channels:
             raise ValueError(
@@ -130,6 +149,8 @@ class Prediction:
     """(B,): the error that the model expects of its state and reward, in deviations of the data."""
     frames: Tensor | None = None
     """(B, F, H, W, 3) uint8; None where decoding was not asked for."""
+    actions: Tensor | None = None
+    """(B, K, D): what an imported network would have done itself, in joint mode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +163,21 @@ class Proposal:
     """(B, F, C, h, w): the frames imagined with it in joint mode; None in policy mode."""
 
 
+AnyTokenizer = Tokenizer | WanTokenizer
+
+
+def make_tokenizer(config: TokenizerConfig | WanTokenizerConfig) -> AnyTokenizer:
+    """The tokenizer that a config describes."""
+    return WanTokenizer(config) if isinstance(config, WanTokenizerConfig) else Tokenizer(config)
+
+
 class WorldModel(nn.Module):
     """Tokenizer, mixture of transformers, heads."""
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = Tokenizer(config.tokenizer)
+        self.tokenizer: AnyTokenizer = make_tokenizer(config.tokenizer)
         self.mixture = Mixture(config.transformer, config.frame_tokens)
         self.heads = Heads(
             config.heads,
@@ -156,6 +185,7 @@ class WorldModel(nn.Module):
             (config.frame_tokens, config.transformer.video.dim),
             config.actions_per_frame * config.action_size,
         )
+        self.text = TextEncoder(config.text) if config.text else None
 
     @property
     def device(self) -> torch.device:
@@ -198,7 +228,23 @@ class WorldModel(nn.Module):
         text_mask: Tensor | None = None,
     ) -> DreamState:
         """`start` for frames that are encoded already: (B, T, C, h, w)."""
+        if text is None:
+            text, text_mask = self.tell(None, len(latents))
         return self._begin(latents, actions, seeds, text, text_mask)
+
+    def tell(self, words: Tensor | None, count: int) -> tuple[Tensor | None, Tensor | None]:
+        """Features and mask of `count` texts, as `start` takes them; None for a world without text.
+
+        Args:
+            words: what `text.tokenize` returned; None tells every dream the empty text.
+            count: B.
+        """
+        if self.text is None:
+            return None, None
+        if words is None:
+            words = self.text.tokenize([""] * count)
+        features, mask = self.text(words.to(self.device))
+        return features, mask
 
     def _begin(
         self,
@@ -272,9 +318,10 @@ class WorldModel(nn.Module):
                 f"{expected}, got {tuple(chunk.shape)}"
             )
         actions = chunk.unflatten(1, (self.config.frames_per_chunk, -1))  # (B, F, A, D)
-        latents = self._dream(state, actions, denoise_steps or self.config.denoise_steps)
+        heard = self._hear(state, actions)
+        latents = self._dream(state, actions, heard, denoise_steps or self.config.denoise_steps)
         before = torch.cat([state.previous[:, -1:], latents[:, :-1]], dim=1)
-        state, tokens = self._commit(state, latents, actions)
+        state, tokens = self._commit(state, latents, actions, heard)
         readout = self.heads(before, latents, actions, tokens)
         scale = torch.cat([self.heads.reward_scale[None], self.heads.state_scale])
         prediction = Prediction(
@@ -310,7 +357,18 @@ class WorldModel(nn.Module):
                 else "this world reads no text: leave it out"
             )
 
-    def _dream(self, state: DreamState, actions: Tensor, steps: int) -> Tensor:
+    def _hear(self, state: DreamState, actions: Tensor) -> Heard | None:
+        """What actions (B, F, A, D) say to each layer, once for all passes over their chunk."""
+        inputs = Inputs(
+            first_frame=state.frame,
+            actions=actions,
+            action_noise=torch.zeros(actions.shape[:2], device=actions.device),
+            text=state.text,
+            text_mask=state.text_mask,
+        )
+        return self.mixture.hear(inputs, state.layers, chunk_frames=actions.shape[1])
+
+    def _dream(self, state: DreamState, actions: Tensor, heard: Heard | None, steps: int) -> Tensor:
         """Denoise the frames of one chunk: (B, F, C, h, w)."""
         B, F = actions.shape[:2]
         shape = (F, *self.config.latent_shape)
@@ -330,13 +388,19 @@ class WorldModel(nn.Module):
                 text=state.text,
                 text_mask=state.text_mask,
             )
-            outputs = self.mixture(inputs, FORWARD, chunk_frames=F, memory=state.layers)
+            outputs = self.mixture(
+                inputs, FORWARD, chunk_frames=F, memory=state.layers, heard=heard
+            )
             return self._velocity(outputs.video, z, level)
 
         return sample(velocity, eps.to(state.previous), Schedule(steps=steps))
 
     def _commit(
-        self, state: DreamState, latents: Tensor, actions: Tensor
+        self,
+        state: DreamState,
+        latents: Tensor,
+        actions: Tensor,
+        heard: Heard | None,
     ) -> tuple[DreamState, Tensor]:
         """Write predicted frames to memory with one clean pass; returns the pass's video tokens."""
         B, F = actions.shape[:2]
@@ -344,7 +408,7 @@ class WorldModel(nn.Module):
         if self.config.history_noise:
             eps = counter_normal(state.seed, state.frame, latents.shape[1:], stream=HISTORY_NOISE)
             latents = noise(latents, eps.to(latents), level)
-        return self._remember(state, latents, actions, level=level)
+        return self._remember(state, latents, actions, level=level, heard=heard)
 
     def _remember(
         self,
@@ -354,6 +418,7 @@ class WorldModel(nn.Module):
         *,
         known: Tensor | None = None,
         level: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> tuple[DreamState, Tensor]:
         """Write frames (B, T, C, h, w) and what led to them (B, T, A, D) to memory in one pass.
 
@@ -363,6 +428,7 @@ class WorldModel(nn.Module):
             actions: beside them.
             known: (B, T) bool, False where the actions are unknown; None: all known.
             level: (B, T) noise level of the frames; None: clean.
+            heard: what `_hear` gave for these actions, where they are one chunk.
 
         Returns:
             The state after them, and the pass's video tokens.
@@ -385,6 +451,7 @@ class WorldModel(nn.Module):
             FORWARD,
             chunk_frames=self.config.frames_per_chunk,
             memory=state.layers,
+            heard=heard,
             commit=True,
             predict=False,
         )
@@ -475,6 +542,34 @@ class WorldModel(nn.Module):
 
     # ------------------------------------------------------------------------------ learning
 
+    def variant(
+        self, *, frame_size: tuple[int, int] | None = None, loss: LossConfig | None = None
+    ) -> "WorldModel":
+        """The same weights at another frame size or under another loss; nothing is copied.
+
+        At another size the heads, which are made for the world's own, cannot be trained.
+        """
+        c = self.config
+        tokenizer = dataclasses.replace(
+            c.tokenizer, frame_size=frame_size or c.tokenizer.frame_size
+        )
+        config = dataclasses.replace(c, loss=loss or c.loss, tokenizer=tokenizer)
+        if config == c:
+            return self
+        if tokenizer != c.tokenizer and config.loss.heads_weight:
+            raise ValueError(
+                f"frames of {frame_size} in a world of {c.tokenizer.frame_size}: its heads cannot "
+                "read them; set LossConfig.heads_weight to 0"
+            )
+        with torch.device("meta"):
+            world = WorldModel(config)
+        world.heads = self.heads
+        weights = self.state_dict()
+        name = "tokenizer.background"
+        weights[name] = interpolate(weights[name][None], tokenizer.frame_size, mode="area")[0]
+        world.load_state_dict(weights, assign=True)
+        return world
+
     def draw(self, clips: Mapping[str, Tensor], generator: torch.Generator) -> Draws:
         """Every random number that `loss` needs for these clips."""
         return Draws.draw(self.config, clips, generator)
@@ -488,7 +583,13 @@ class WorldModel(nn.Module):
         return dynamics_loss(self, clips, draws)
 
     def unroll(
-        self, latents: Tensor, actions: Tensor, *, real: int, seeds: Tensor
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        *,
+        real: int,
+        seeds: Tensor,
+        words: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Dream clips on after `real` true frames, gradients kept.
 
@@ -497,18 +598,21 @@ class WorldModel(nn.Module):
             actions: (B, T - 1, A, D).
             real: True frames to begin with.
             seeds: (B,) int64.
+            words: What the clips were told, tokenized.
 
         Returns:
             The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
             (B, T - real, L, D).
         """
         F = self.config.frames_per_chunk
-        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds)
+        told = self.tell(words, len(latents))
+        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
         frames, tokens = [], []
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
-            dreamed = self._dream(state, chunk, self.config.denoise_steps)
-            state, seen = self._commit(state, dreamed, chunk)
+            heard = self._hear(state, chunk)
+            dreamed = self._dream(state, chunk, heard, self.config.denoise_steps)
+            state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)
         return torch.cat(frames, dim=1), torch.cat(tokens, dim=1)
@@ -520,10 +624,18 @@ class WorldModel(nn.Module):
         return unrolled_loss(self, clips, real=real, seeds=seeds)
 
     @torch.no_grad()
-    def rollout(self, latents: Tensor, actions: Tensor, *, real: int, seeds: Tensor) -> Tensor:
+    def rollout(
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        *,
+        real: int,
+        seeds: Tensor,
+        words: Tensor | None = None,
+    ) -> Tensor:
         """What the dream remembers of clips after `real` true frames: (B, T, C, h, w).
 
         Training on these instead of the truth shows the model its own errors.
         """
-        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds)
+        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
         return torch.cat([latents[:, :real], frames], dim=1)

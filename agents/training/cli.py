@@ -9,7 +9,13 @@ import tyro
 from rich.console import Console
 
 from kairos_env.agents.training.allocator import keep_freed_memory
-from kairos_env.agents.training.config import FURTHER_STAGES, WORLD_STAGES, StageConfig, TrainConfig
+from kairos_env.agents.training.config import (
+    FURTHER_STAGES,
+    ROBOT_STAGES,
+    WORLD_STAGES,
+    StageConfig,
+    TrainConfig,
+)
 from kairos_env.agents.training.learner import DivergedError
 from kairos_env.world_model.config import LayerKind
 
@@ -27,7 +33,8 @@ class Arguments:
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """A world to begin with, by name or folder; the default is then only the last stage."""
     stages: tuple[str, ...] | None = None
-    """Stages to run, in this order: tokenizer, dynamics, rollout, unroll. Default: all."""
+    """Stages to run, in this order: tokenizer, dynamics, rollout, unroll. Default: all. An imported
+    network learns to answer to actions in the stage robot."""
     steps: tuple[int, ...] | None = None
     """Updates of each stage instead of a budget in minutes: the same weights on every machine of
     the same kind."""
@@ -35,6 +42,8 @@ class Arguments:
     """tiny, small or medium."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer instead of the size's own, e.g. SWA SWA DSWA SWA for windows alone."""
+    text: bool = False
+    """The world reads what it is told in words: it learns from the texts of the episodes."""
     name: str | None = None
     """Name of the world; the folder's name when not given."""
     description: str = ""
@@ -55,7 +64,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
 def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
     """The stages that are named, or those that a run of this kind has, with their updates."""
     default = FURTHER_STAGES if arguments.start else WORLD_STAGES
-    stages = {stage.name: stage for stage in (*WORLD_STAGES, *default)}
+    stages = {stage.name: stage for stage in (*WORLD_STAGES, *ROBOT_STAGES, *default)}
     names = arguments.stages or tuple(stage.name for stage in default)
     unknown = [name for name in names if name not in stages]
     if unknown:

@@ -16,24 +16,33 @@ from torch import Tensor
 
 from kairos_env.agents.data.cache import FrameStore, TrainingCache, open_cache
 from kairos_env.agents.data.clips import Batch, ClipConfig, Clips, select_episodes
+from kairos_env.agents.data.dataset import Dataset
 from kairos_env.agents.data.readers import join_datasets, open_dataset
+from kairos_env.agents.data.views import FilmDataset
 from kairos_env.agents.training.config import StageConfig, TrainConfig
-from kairos_env.world_model.tokenizer import Tokenizer
+from kairos_env.world_model.text import TextEncoder
+from kairos_env.world_model.world_model import AnyTokenizer
 
 ENCODE_BATCH = 256  # frames encoded at once
 
 
 class TrainingData:
-    """The datasets of a run, decoded once into a cache."""
+    """The datasets of a run, or of one of its stages, decoded once into a cache."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        datasets = [open_dataset(path) for path in config.data]
-        dataset = datasets[0] if len(datasets) == 1 else join_datasets(datasets)
-        self.dataset = dataset
-        folder = config.folder / "cache" if len(datasets) > 1 else None
-        self.cache: TrainingCache = open_cache(dataset, folder)
+    def __init__(self, config: TrainConfig, stage: StageConfig | None = None) -> None:
+        self.dataset = open_data(config, stage)
+        plain = stage is None and len(config.data) == 1
+        self.cache: TrainingCache = open_cache(
+            self.dataset, None if plain else config.folder / "cache"
+        )
         self.spec = self.cache.spec
         self.config = config
+
+    def of(self, stage: StageConfig) -> "TrainingData":
+        """The data of a stage: these, unless it names others or another frame size."""
+        if not stage.films and stage.frame_size is None:
+            return self
+        return TrainingData(self.config, stage)
 
     @property
     def frames_per_chunk(self) -> int:
@@ -45,6 +54,14 @@ class TrainingData:
         """Numbers of the episodes that are trained on."""
         config = ClipConfig(validation_share=self.config.validation_share)
         return [int(e) for e in select_episodes(self.cache.identities, config)]
+
+    def words(self, encoder: TextEncoder, batch: Batch) -> Tensor:
+        """What the clips of a batch are told, tokenized."""
+        return encoder.tokenize([self.cache.texts[episode] for episode in batch["episode"]])
+
+    def holds_out(self) -> bool:
+        """Whether there is any episode to validate with."""
+        return len(self.train_episodes()) < len(self.cache.identities)
 
     def train_rows(self) -> NDArray[np.int64]:
         """Row numbers of all their frames."""
@@ -85,7 +102,7 @@ class TrainingData:
         stores = None if latents is None else {"latents": latents}
         return Clips(self.cache, config, stores=stores, with_frames=latents is None)
 
-    def latents(self, tokenizer: Tokenizer) -> FrameStore:
+    def latents(self, tokenizer: AnyTokenizer) -> FrameStore:
         """Every frame encoded, kept beside the frames under the tokenizer's own name."""
         name = f"latents-{fingerprint(tokenizer)}"
         if self.cache.has(name):
@@ -94,15 +111,26 @@ class TrainingData:
         shape = (config.latent_channels, *config.latent_size)
         return self.cache.add(name, self._encoded(tokenizer), row_shape=shape)
 
-    def _encoded(self, tokenizer: Tokenizer) -> Iterator[NDArray[np.float16]]:
+    def _encoded(self, tokenizer: AnyTokenizer) -> Iterator[NDArray[np.float16]]:
         count = int(self.cache.offsets[-1])
         for first in range(0, count, ENCODE_BATCH):
             rows = np.arange(first, min(first + ENCODE_BATCH, count))
-            frames = torch.from_numpy(self.cache.frames(rows))[None].to(
-                tokenizer.latent_mean.device
-            )
+            frames = torch.from_numpy(self.cache.frames(rows))[None].to(tokenizer.background.device)
             with torch.no_grad():
                 yield tokenizer.encode(frames)[0].half().cpu().numpy()
+
+
+def open_data(config: TrainConfig, stage: StageConfig | None) -> Dataset:
+    """The run's datasets as one; those of a stage, where one is named."""
+    size = None if stage is None else stage.frame_size
+    own = [open_dataset(path, frame_size=size) for path in config.data]
+    if stage is None:
+        return join_datasets(own)
+    like = own[0].spec
+    films = [
+        FilmDataset(open_dataset(path, frame_size=like.frame_size), like) for path in stage.films
+    ]
+    return join_datasets([*(own if stage.own else ()), *films])
 
 
 def batch_number(clips: Clips, number: int) -> Batch:
@@ -121,7 +149,7 @@ def as_tensors(batch: Batch, device: str, rows: slice = slice(None)) -> dict[str
     }
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
+def fingerprint(tokenizer: AnyTokenizer) -> str:
     """A name for these weights, so that latents of two tokenizers are never mixed up."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tokenizer.state_dict().items()):

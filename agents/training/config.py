@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from kairos_env.world_model.config import LayerKind
+from kairos_env.world_model.objective import LossConfig
 from kairos_env.world_model.presets import SIZES
 
 Learned = Literal["tokenizer", "dynamics"]
@@ -53,6 +54,14 @@ class StageConfig:
     teaches nothing, so they begin with one step. 0: full length from the start."""
     at_end: float = 0.2
     """Share of clips that show a termination."""
+    films: tuple[Path, ...] = ()
+    """Further datasets, of which only frames and texts are used."""
+    own: bool = True
+    """Whether the run's own data are used too."""
+    frame_size: int | None = None
+    """Side of the frames in this stage; None: as the world has them."""
+    loss: LossConfig | None = None
+    """What counts in this stage; None: what the world's own config says."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
@@ -73,6 +82,30 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"
                 )
+        if not self.own and not self.films:
+            raise ValueError(f"stage {self.name} has no data: name films, or use the run's own")
+        if self.learns != "dynamics":
+            return
+        if self.films and not self.watches:
+            raise ValueError(
+                f"stage {self.name}: films show no actions, rewards or states; give a loss with "
+                "unknown_actions 1, heads_weight 0 and action_weight 0"
+            )
+        if self.watches and (self.rollout or self.unroll):
+            raise ValueError(
+                f"stage {self.name}: a dream needs actions, which this stage hides; set rollout "
+                "and unroll to 0"
+            )
+
+    @property
+    def watches(self) -> bool:
+        """Whether the dynamics is learned from frames alone, without anybody's actions."""
+        loss = self.loss
+        return (
+            loss is not None
+            and loss.unknown_actions == 1.0
+            and not (loss.heads_weight or loss.action_weight)
+        )
 
 
 WORLD_STAGES = (
@@ -105,6 +138,11 @@ WORLD_STAGES = (
 FURTHER_STAGES = (dataclasses.replace(WORLD_STAGES[-1], growth=0.0),)
 """What a world that dreams already is trained on with."""
 
+ROBOT_STAGES = (
+    StageConfig(name="robot", learns="dynamics", learning_rate=1e-3, warmup=10, ema=0.99),
+)
+"""How an imported network learns to answer to a robot's actions, from true histories."""
+
 TINY_STAGES = (
     StageConfig(name="tokenizer", learns="tokenizer", steps=10, batch=8, frames=2),
     StageConfig(name="dynamics", learns="dynamics", steps=10, batch=4, frames=6),
@@ -129,6 +167,8 @@ class TrainConfig:
     """Size of the model, from `world_model/presets.py`."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer; None takes the size's own (SWA, SWA, DSWA, GLA) groups."""
+    text: bool = False
+    """Whether the world reads what it is told in words: the texts of the episodes."""
     start: str | None = None
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""

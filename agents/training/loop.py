@@ -39,6 +39,8 @@ from kairos_env.agents.training.log import RunLog
 from kairos_env.agents.training.validation import validate
 from kairos_env.world_model.config import to_json
 from kairos_env.world_model.presets import world_config
+from kairos_env.world_model.published.forward import forward_world
+from kairos_env.world_model.published.world import PublishedWorld
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import load_world
 
@@ -61,11 +63,12 @@ def train_together(config: TrainConfig) -> Path:
         processes.my_rows(stage.batch)  # refuses a batch that cannot be shared
     with processes.first_goes_ahead():
         config.folder.mkdir(parents=True, exist_ok=True)
-        run = open_run(config)
+        note = open_run(config)
         data = TrainingData(config)
     world = build_world(config, data)
-    progress, checkpoint = resume(config, run, world)
+    progress, checkpoint = resume(config, note, world)
     with RunLog(config) as log:
+        run = Run(config, note, data, world, progress, log)
         for number in range(progress.stage, len(config.stages)):
             if number == config.first_dynamics and not progress.step:
                 fit_statistics(config, world, data)  # before anything is encoded with them
@@ -73,26 +76,32 @@ def train_together(config: TrainConfig) -> Path:
             if checkpoint is not None and progress.step:
                 checkpoint.restore_learner(learner)
             checkpoint = None
-            run_stage(config, run, world, data, learner, progress, log)
-            finish_stage(config, run, world, learner, progress)
+            run_stage(run, learner)
+            finish_stage(run, learner)
     with processes.first_goes_ahead():
         if processes.number() == 0:
             export_world(config, world, data, progress)
     return config.out
 
 
-def run_stage(
-    config: TrainConfig,
-    run: dict[str, object],
-    world: WorldModel,
-    data: TrainingData,
-    learner: Learner,
-    progress: Progress,
-    log: RunLog,
-) -> None:
+@dataclasses.dataclass
+class Run:
+    """What all stages of a run share."""
+
+    config: TrainConfig
+    note: dict[str, object]
+    """The config as JSON, kept in every checkpoint."""
+    data: TrainingData
+    world: WorldModel
+    progress: Progress
+    log: RunLog
+
+
+def run_stage(run: Run, learner: Learner) -> None:
     """All updates of one stage."""
+    config, log = run.config, run.log
     log.stage(learner)
-    clock = Clock(progress)
+    clock = Clock(run.progress)
     with Interrupt() as interrupt:
         while learner.planned is None or learner.step < learner.planned:
             if learner.planned is None:
@@ -102,16 +111,16 @@ def run_stage(
             clock.tick(learner.step)
             log.update(learner, metrics)
             if learner.step % config.validate_every == 0:
-                log.validation(learner, validate(config, world, learner, data))
+                log.validation(learner, validate(learner))
             if not learner.between_groups:
                 continue
             stop, due = processes.any_of(interrupt.came, clock.due(config.save_every))
             if stop or due:
-                save(config, run, world, learner, progress)
+                save(run, learner)
                 if stop:
                     log.say(f"stopped at update {learner.step}; the same command goes on")
                     raise KeyboardInterrupt
-    log.validation(learner, validate(config, world, learner, data))
+    log.validation(learner, validate(learner))
 
 
 @dataclasses.dataclass
@@ -120,6 +129,7 @@ class Clock:
 
     progress: Progress
     last: float = dataclasses.field(default_factory=time.perf_counter)
+    cpu: float = dataclasses.field(default_factory=time.process_time)
     saved: float = dataclasses.field(default_factory=time.perf_counter)
     marks: dict[int, float] = dataclasses.field(default_factory=dict)
 
@@ -127,6 +137,8 @@ class Clock:
         """An update is done."""
         now = time.perf_counter()
         self.progress.seconds += now - self.last
+        self.progress.cpu_seconds += time.process_time() - self.cpu
+        self.cpu = time.process_time()
         self.last = now
         if step <= WARM + MEASURED:
             self.marks[step] = now
@@ -179,30 +191,26 @@ def plan(config: TrainConfig, learner: Learner, seconds: float) -> int | None:
     return max(learner.step, int(60 * config.minutes_of(learner.stage) / rate))
 
 
-def finish_stage(
-    config: TrainConfig,
-    run: dict[str, object],
-    world: WorldModel,
-    learner: Learner,
-    progress: Progress,
-) -> None:
+def finish_stage(run: Run, learner: Learner) -> None:
     """Keep the slow average as the stage's result and step on to the next."""
+    progress = run.progress
     learner.target.load_state_dict(learner.whole_average())
-    progress.history.append({"stage": learner.stage.name, "updates": learner.step})
+    progress.history.append(
+        {
+            "stage": learner.stage.name,
+            "updates": learner.step,
+            "cpu_seconds": round(progress.cpu_seconds, 1),
+        }
+    )
     progress.stage, progress.step, progress.planned = progress.stage + 1, 0, None
-    save_checkpoint(config.folder / CHECKPOINT, world, None, progress, run)
+    progress.cpu_seconds = 0.0
+    save_checkpoint(run.config.folder / CHECKPOINT, run.world, None, progress, run.note)
 
 
-def save(
-    config: TrainConfig,
-    run: dict[str, object],
-    world: WorldModel,
-    learner: Learner,
-    progress: Progress,
-) -> None:
+def save(run: Run, learner: Learner) -> None:
     """Write a checkpoint in the middle of a stage."""
-    progress.step, progress.planned = learner.step, learner.planned
-    save_checkpoint(config.folder / CHECKPOINT, world, learner, progress, run)
+    run.progress.step, run.progress.planned = learner.step, learner.planned
+    save_checkpoint(run.config.folder / CHECKPOINT, run.world, learner, run.progress, run.note)
 
 
 def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
@@ -218,6 +226,7 @@ def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         chunk=spec.actions_per_frame * data.frames_per_chunk,
         frames_per_chunk=data.frames_per_chunk,
         layers=config.layers,
+        text=config.text,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -228,7 +237,10 @@ def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
 
 def started_world(config: TrainConfig, start: str, data: TrainingData) -> WorldModel:
     """The world to begin with; refuse data of another kind."""
-    world = load_world(start, device=config.device).model
+    opened = load_world(start, device=config.device)
+    if isinstance(opened.dreamer, PublishedWorld):
+        return answering_world(config, opened.dreamer, data)
+    world = opened.model
     spec, shape = data.spec, world.config
     pairs = {
         "action size": (shape.action_size, spec.action_size),
@@ -247,6 +259,26 @@ def started_world(config: TrainConfig, start: str, data: TrainingData) -> WorldM
     return world
 
 
+def answering_world(
+    config: TrainConfig, imported: PublishedWorld, data: TrainingData
+) -> WorldModel:
+    """An imported network as a world of the data's environment, ready to learn its actions."""
+    spec = data.spec
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        world = forward_world(
+            imported,
+            action_size=spec.action_size,
+            state_size=spec.state_size,
+            frame_size=spec.frame_size,
+            chunk=spec.actions_per_frame * data.frames_per_chunk,
+            frames_per_chunk=data.frames_per_chunk,
+        )
+    world.tokenizer.fit_background(data.some_frames(400))
+    fit_heads(world, data)
+    return world.to(config.device)
+
+
 def fit_statistics(config: TrainConfig, world: WorldModel, data: TrainingData) -> None:
     """Measure what latents, rewards and states look like, before anything is trained on them.
 
@@ -255,6 +287,11 @@ def fit_statistics(config: TrainConfig, world: WorldModel, data: TrainingData) -
     if config.start is not None and config.first_dynamics == 0:
         return
     world.tokenizer.fit_statistics(data.some_frames(1000)[None].to(world.device))
+    fit_heads(world, data)
+
+
+def fit_heads(world: WorldModel, data: TrainingData) -> None:
+    """Measure what rewards and states look like."""
     rows = data.train_rows()
     reward = torch.from_numpy(data.cache.rewards[rows])
     state = torch.from_numpy(data.cache.state[rows])
@@ -263,28 +300,28 @@ def fit_statistics(config: TrainConfig, world: WorldModel, data: TrainingData) -
 
 def open_run(config: TrainConfig) -> dict[str, object]:
     """The run's config as JSON, kept in its folder; refuse a folder that holds another run."""
-    run = as_json(config)
+    note = as_json(config)
     path = config.folder / CONFIG
     if path.exists() and (config.folder / CHECKPOINT).exists():
-        changed = same_run(run, read_json(path))
+        changed = same_run(note, read_json(path))
         if changed:
             raise ValueError(
                 f"{config.folder} holds a run with another {', '.join(changed)}. Give the same "
                 "options to go on with it, another --out, or delete the folder to start again"
             )
-    write_json(path, run)
-    return run
+    write_json(path, note)
+    return note
 
 
 def resume(
-    config: TrainConfig, run: dict[str, object], world: WorldModel
+    config: TrainConfig, note: dict[str, object], world: WorldModel
 ) -> tuple[Progress, Checkpoint | None]:
     """Where to begin: the last checkpoint, or the start."""
     path = config.folder / CHECKPOINT
     if not path.exists():
         return Progress(), None
     checkpoint = Checkpoint(path)
-    changed = same_run(run, checkpoint.run)
+    changed = same_run(note, checkpoint.run)
     if changed:
         raise BrokenCheckpointError(
             f"{path} is of a run with another {', '.join(changed)}; delete it to start again"
@@ -298,5 +335,5 @@ def as_json(config: TrainConfig) -> dict[str, object]:
     data = to_json(dataclasses.replace(config))
     data["data"] = [str(path.resolve()) for path in config.data]
     data["out"] = str(config.out)
-    plain: dict[str, object] = json.loads(json.dumps(data))
+    plain: dict[str, object] = json.loads(json.dumps(data, default=str))
     return plain

@@ -30,7 +30,7 @@ from kairos_env.benchmarks.fidelity.episodes import Truth
 from kairos_env.benchmarks.fidelity.predictors import Guess, Rows
 from kairos_env.world_model.conv_stem import ResidualBlock
 from kairos_env.world_model.tensor_files import TensorFiles, write_tensors
-from kairos_env.world_model.tokenizer import Tokenizer
+from kairos_env.world_model.world_model import AnyTokenizer
 
 END_WEIGHT = 20.0  # terminal transitions are one in a hundred
 CHANGE_WEIGHT = 4.0  # how much more a latent counts that changes
@@ -151,7 +151,7 @@ class Rollable:
 
 @torch.no_grad()
 def read_dataset(
-    dataset: Dataset, tokenizer: Tokenizer, on_progress: Callable[[float], None] | None = None
+    dataset: Dataset, tokenizer: AnyTokenizer, on_progress: Callable[[float], None] | None = None
 ) -> Rollable:
     """Encode a dataset, episode by episode."""
     latents: list[Tensor] = []
@@ -162,7 +162,7 @@ def read_dataset(
     row = 0
     for number in range(len(dataset)):
         episode = dataset.episode(number)
-        frames = torch.from_numpy(episode.frames).to(tokenizer.latent_mean.device)
+        frames = torch.from_numpy(episode.frames).to(tokenizer.background.device)
         latents += [tokenizer.encode(part[None])[0].cpu() for part in frames.split(ENCODE_BATCH)]
         after = np.concatenate([episode.rewards[:, None], episode.state[1:]], 1)
         for rows, into in (
@@ -221,7 +221,7 @@ def train(
 class ConvBaseline:
     """The trained network as a predictor."""
 
-    def __init__(self, network: ConvPredictor, tokenizer: Tokenizer, frames_per_step: int) -> None:
+    def __init__(self, network: ConvPredictor, tokenizer: AnyTokenizer, frames_per_step: int) -> None:
         self._network, self._tokenizer = network, tokenizer
         self._frames_per_step = frames_per_step
 
@@ -229,7 +229,7 @@ class ConvBaseline:
     def start(self, truth: Truth) -> Tensor:
         """The last frames: (b, frames, C, h, w)."""
         seen = self._network.seen
-        frames = torch.from_numpy(truth.history[:, -seen:]).to(self._tokenizer.latent_mean.device)
+        frames = torch.from_numpy(truth.history[:, -seen:]).to(self._tokenizer.background.device)
         latents = self._tokenizer.encode(frames)
         missing = seen - latents.shape[1]
         return torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], 1)

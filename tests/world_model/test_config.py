@@ -92,7 +92,7 @@ def test_a_missing_field_is_named() -> None:
         ("chunk", True, "WorldConfig.chunk must be a whole number, got True"),
         ("chunk", 0, "WorldConfig.chunk must be a positive whole number, got 0"),
         ("history_noise", "low", "WorldConfig.history_noise must be a number"),
-        ("tokenizer", 3, "WorldConfig.tokenizer must be the fields of TokenizerConfig, got 3"),
+        ("tokenizer", 3, "tokenizer must be the fields of TokenizerConfig or the fields of Wan"),
         ("heads", None, "WorldConfig.heads must be the fields of HeadsConfig, got None"),
         ("transformer.action", 7, "action must be the fields of StreamConfig or null, got 7"),
         ("transformer.stem", "vit", "TransformerConfig.stem must be one of 'patch', 'conv'"),

@@ -16,8 +16,8 @@ from kairos_env.world_model.published.pipeline import (
     denoise,
     latent_shape,
     published_noise,
-    to_pixels,
 )
+from kairos_env.world_model.published.wan_vae import video_to_pixels
 from kairos_env.world_model.teacache import TeaCache
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -146,8 +146,8 @@ def test_noise_is_the_published_one_for_a_seed() -> None:
 
 
 def test_pixels_are_clipped_and_truncated() -> None:
-    video = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0])
-    assert to_pixels(video).tolist() == [0, 0, 127, 254, 255, 255]
+    video = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 1, 6)
+    assert video_to_pixels(video).flatten().tolist() == [0, 0, 127, 254, 255, 255]
 
 
 def test_options_that_do_not_fit_are_refused(network: PublishedMixture) -> None:

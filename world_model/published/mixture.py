@@ -101,6 +101,11 @@ class PublishedMixture(nn.Module):
         self.video = VideoStream(config, frame_tokens=1)
         self.action = ActionStream(config, config.action) if config.action else None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.video.head.parameters()).dtype
+
     def forward(self, clip: Clip, *, history: History | None = None) -> Velocities:
         """Predict the velocities of one clip.
 

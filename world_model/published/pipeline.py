@@ -240,8 +240,3 @@ def published_noise(
         drawn = torch.randn(batch, channels, frames, *size, generator=generator)
         return drawn.to(dtype).transpose(1, 2)
     return torch.randn(shape, generator=generator).to(dtype)
-
-
-def to_pixels(video: Tensor) -> Tensor:
-    """Frames in [-1, 1] to uint8: clipped, and truncated rather than rounded, as published."""
-    return ((video + 1) * 127.5).clamp(0, 255).to(torch.uint8)

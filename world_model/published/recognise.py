@@ -6,6 +6,7 @@ they are those of all published checkpoints: every third layer of four is dilate
 is 3 frames, networks with actions count frames ("flex") and the others tokens ("flash").
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from kairos_env.world_model.config import (
     StreamConfig,
     TransformerConfig,
 )
+from kairos_env.world_model.published.wan_vae import LATENT_MEAN, LATENT_STD, WanVaeConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -69,6 +71,43 @@ def recognise(shapes: Shapes, given: Mapping[str, Any] | None = None) -> Transfo
     )
     _agree(config, official)
     return config
+
+
+def recognise_autoencoder(shapes: Shapes) -> WanVaeConfig:
+    """Derive the config of a Wan autoencoder; latents of another depth than 16 are not scaled.
+
+    Raises:
+        ValueError: this is no Wan autoencoder.
+    """
+    if "encoder.conv1.weight" not in shapes or "conv2.weight" not in shapes:
+        raise ValueError(
+            f"this is no Wan autoencoder: encoder.conv1.weight or conv2.weight is missing among "
+            f"{len(shapes)} tensors such as {', '.join(sorted(shapes)[:3])}"
+        )
+    dim, channels = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
+    stages: list[list[int]] = [[]]  # widths of the residual blocks between two halvings
+    temporal: list[bool] = []
+    for layer in itertools.count():
+        at = f"encoder.downsamples.{layer}"
+        if f"{at}.residual.2.weight" in shapes:
+            stages[-1].append(shapes[f"{at}.residual.2.weight"][0])
+        elif f"{at}.resample.1.weight" in shapes:
+            temporal.append(f"{at}.time_conv.weight" in shapes)
+            stages.append([])
+        else:
+            break
+    if not all(stages):
+        raise ValueError("this is no Wan autoencoder: a stage of the encoder has no block")
+    known = channels == len(LATENT_MEAN)
+    return WanVaeConfig(
+        dim=dim,
+        dim_mult=tuple(widths[-1] // dim for widths in stages),
+        z_dim=channels,
+        num_res_blocks=len(stages[0]),
+        temporal_downsample=tuple(temporal),
+        latent_mean=LATENT_MEAN if known else (0.0,) * channels,
+        latent_std=LATENT_STD if known else (1.0,) * channels,
+    )
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
