@@ -18,6 +18,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.contraction:main",
         "theorem 2 on the kernels, and the half-lives of a trained world",
     ),
+    "curriculum": (
+        "kairos_env.benchmarks.curriculum:main",
+        "three stages against the last one alone, for the same processor time",
+    ),
     "tables": (
         "kairos_env.benchmarks.tables:main",
         "write the tables of README and docs from the results",

@@ -69,6 +69,8 @@ class LossConfig:
     """Weight of the action stream's own loss (policy, inverse or joint, drawn per batch)."""
     unknown_actions: float = 0.05
     """Fraction of clips whose actions are hidden, so that video alone can also be learned."""
+    untold: float = 0.1
+    """Fraction of clips whose text is hidden, so that a dream can also go on without."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would silently teach nothing, or the opposite."""
@@ -79,10 +81,9 @@ class LossConfig:
                 )
         if not self.robust > 0:
             raise ValueError(f"LossConfig.robust must be positive, got {self.robust}")
-        if not 0 <= self.unknown_actions <= 1:
-            raise ValueError(
-                f"LossConfig.unknown_actions must be a fraction, got {self.unknown_actions}"
-            )
+        for name in ("unknown_actions", "untold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"LossConfig.{name} must be a fraction, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,8 @@ class Draws:
     action_noise: Tensor
     """(B, T, A, D)."""
     mode: int
+    untold: Tensor
+    """(B, 1) bool: clips whose text is hidden."""
 
     @classmethod
     def draw(
@@ -134,6 +137,7 @@ class Draws:
             mode=int(
                 torch.randint(len(ACTION_MODES), (1,), generator=generator, device=generator.device)
             ),
+            untold=torch.rand((B, 1), generator=generator, device=generator.device) < loss.untold,
         )
 
     def rows(self, rows: slice) -> "Draws":
@@ -176,7 +180,8 @@ def dynamics_loss(
         clips: latents (B, T, C, h, w), or frames (B, T, H, W, 3) uint8 to encode; actions
             (B, T - 1, A, D); rewards (B, T - 1); terminated (B, T - 1) bool; state (B, T, S); valid
             (B, T) bool. Optional: history (B, T, C, h, w), what the dream itself remembers of these
-            frames, to be used as the past in place of the truth; text, text_mask.
+            frames, to be used as the past in place of the truth; words, what the world's text
+            encoder made of texts by `tokenize`, or text and text_mask, another encoder's features.
         draws: the batch's random numbers.
     """
     loss = world.config.loss
@@ -206,7 +211,9 @@ def unrolled_loss(
         seeds: (B,) int64, of the dreams.
     """
     truth = clips["latents"].float()
-    frames, tokens = world.unroll(truth, clips["actions"], real=real, seeds=seeds)
+    frames, tokens = world.unroll(
+        truth, clips["actions"], real=real, seeds=seeds, words=clips.get("words")
+    )
     later, frames = truth[:, real:], frames.float()
     error = frame_means((frames - later).square(), latent_weights(world, truth)[:, real:])
     total = mean_over_clips(robust(error, world.config.loss.robust), clips["valid"][:, real:])
@@ -237,6 +244,7 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
     history = noise(clips.get("history", truth).float(), draws.history_noise, level)
     known = ~draws.hidden.repeat(1, T)
     known[:, 0] = False  # nothing led to the first frame
+    text, mask = told(world, clips, draws)
     t = world.config.transformer
     inputs = Inputs(
         first_frame=torch.zeros(B, dtype=torch.int64, device=truth.device),
@@ -246,11 +254,24 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
         actions=led_by(clips["actions"]),
         actions_known=known,
         action_noise=torch.zeros_like(level),
-        text=clips.get("text"),
-        text_mask=clips.get("text_mask"),
+        text=text,
+        text_mask=mask,
     )
     chunk = world.config.frames_per_chunk
     return Past(truth=truth, valid=clips["valid"], chunk=chunk, inputs=inputs)
+
+
+def told(
+    world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws
+) -> tuple[Tensor | None, Tensor | None]:
+    """Features of what the clips were told, and their mask; of some of them nothing."""
+    if world.text is None:
+        return clips.get("text"), clips.get("text_mask")
+    words = clips.get("words")
+    if words is not None:
+        nothing = world.text.config.buckets
+        words = words.masked_fill(draws.untold[..., None], nothing)
+    return world.tell(words, len(clips["valid"]))
 
 
 def video_loss(

@@ -10,6 +10,7 @@ from kairos_env.world_model.config import (
     TransformerConfig,
 )
 from kairos_env.world_model.heads import HeadsConfig
+from kairos_env.world_model.text import TextConfig
 from kairos_env.world_model.tokenizer import TokenizerConfig
 from kairos_env.world_model.world_model import WorldConfig
 
@@ -123,10 +124,12 @@ def world_config(
     chunk: int = 4,
     frames_per_chunk: int = 1,
     layers: tuple[LayerKind, ...] | None = None,
+    text: bool = False,
 ) -> WorldConfig:
     """The world model of a size for an environment with these actions, states and frames.
 
-    `layers` names other kinds of memory than the size's (SWA, SWA, DSWA, GLA) groups.
+    `layers` names other kinds of memory than the size's (SWA, SWA, DSWA, GLA) groups; a world with
+    `text` reads what it is told in words.
     """
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
@@ -148,6 +151,7 @@ def world_config(
             half_life=s.half_life,
         ),
         freq_dim=64,
+        text_dim=TextConfig().dim if text else None,
         patch=s.patch,
         stem="conv",
         previous_frames=3,
@@ -161,6 +165,7 @@ def world_config(
         tokenizer=TokenizerConfig(frame_size=frame_size, channels=channels),
         transformer=transformer,
         heads=HeadsConfig(state_size=state_size, hidden=s.head_hidden, channels=s.stem_channels),
+        text=TextConfig() if text else None,
         action_size=action_size,
         chunk=chunk,
         frames_per_chunk=frames_per_chunk,

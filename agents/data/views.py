@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kairos_env.agents.data.dataset import Dataset, without_frames
+from kairos_env.agents.data.dataset import Dataset, DatasetSpec, without_frames
 from kairos_env.agents.data.episode import Episode
 
 
@@ -115,6 +115,46 @@ class ScaledDataset(Dataset):
     def fingerprint(self) -> str:
         """That of the files and the scaling."""
         return f"{self._dataset.fingerprint()} scaled"
+
+
+class FilmDataset(Dataset):
+    """What can be seen and read of a dataset, as of films: nobody knows what was done in it.
+
+    Actions, rewards and state are zeros in the sizes of other recordings, beside which it stands.
+    """
+
+    def __init__(self, dataset: Dataset, like: DatasetSpec) -> None:
+        self._dataset = dataset
+        self.path, self.lengths = dataset.path, dataset.lengths
+        self.spec = replace(like, frame_size=dataset.spec.frame_size)
+
+    def table(self, index: int) -> Episode:
+        """Episode `index` with everything but pixels."""
+        length, spec = int(self.lengths[index]), self.spec
+        shape = (length - 1, spec.actions_per_frame, spec.action_size)
+        return Episode(
+            frames=without_frames(length),
+            actions=np.zeros(shape, np.float32),
+            rewards=np.zeros(length - 1, np.float32),
+            terminated=np.zeros(length - 1, np.bool_),
+            truncated=np.zeros(length - 1, np.bool_),
+            state=np.zeros((length, spec.state_size), np.float32),
+            text=self._dataset.table(index).text,
+        )
+
+    def frames(self, index: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Frames `start` to `stop - 1` of an episode."""
+        return self._dataset.frames(index, start, stop)
+
+    def identity(self, index: int) -> str:
+        """That of the episode."""
+        return self._dataset.identity(index)
+
+    def fingerprint(self) -> str:
+        """That of the files, and the sizes."""
+        spec = self.spec
+        sizes = (spec.actions_per_frame, spec.action_size, spec.state_size)
+        return f"{self._dataset.fingerprint()} film {sizes}"
 
 
 class JoinedDataset(Dataset):

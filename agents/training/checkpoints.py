@@ -15,7 +15,9 @@ from torch import Tensor
 
 from kairos_env.agents.data.files import write_bytes
 from kairos_env.agents.training import processes
+from kairos_env.agents.training.config import TrainConfig
 from kairos_env.agents.training.learner import Learner
+from kairos_env.world_model.config import from_json
 from kairos_env.world_model.world_model import WorldModel
 
 FORMAT = 1
@@ -32,8 +34,10 @@ class Progress:
     """Updates of the current stage."""
     seconds: float = 0.0
     """Spent in updates so far, over all sessions."""
+    cpu_seconds: float = 0.0
+    """Processor time of the current stage's updates."""
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Finished stages: name, steps, seconds."""
+    """Finished stages: name, updates, processor time."""
 
 
 class BrokenCheckpointError(ValueError):
@@ -119,7 +123,11 @@ class Checkpoint:
 
 
 def same_run(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Fields in which two runs differ and which must not change on the way."""
+    """Fields in which two runs differ and which must not change on the way.
+
+    A run of an older version has the defaults of fields that it did not know.
+    """
     free = {"minutes", "threads", "save_every", "validate_every", "log_every", "description", "out"}
-    names = sorted((set(mine) | set(theirs)) - free)
-    return [name for name in names if mine.get(name) != theirs.get(name)]
+    here, there = from_json(TrainConfig, mine), from_json(TrainConfig, theirs)
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in free]
+    return [name for name in names if getattr(here, name) != getattr(there, name)]

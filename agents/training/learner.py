@@ -54,6 +54,10 @@ class Learner:
 
     config: TrainConfig
     stage: StageConfig
+    world: WorldModel
+    """The world as the stage sees it."""
+    data: TrainingData
+    """What the stage learns from."""
     target: nn.Module
     """The part of the world that the stage changes."""
     module: nn.Module
@@ -233,11 +237,15 @@ class DynamicsObjective:
         return loss_of
 
     def longest_dream(self, step: int, frames: int) -> int:
-        """Chunks that a dream may have by now: from one up to what fits clips of `frames`."""
+        """Chunks that a dream may have by now: from one up to what fits clips of `frames`.
+
+        All of it while updates are timed, so that the plan knows what the longest cost.
+        """
         chunk = self.world.config.frames_per_chunk
         most = max(1, frames // chunk - REAL_CHUNKS)
-        done = step / self.planned if self.planned else 0.0
-        grown = min(1.0, done / self.stage.growth) if self.stage.growth else 1.0
+        if self.planned is None or not self.stage.growth:
+            return most
+        grown = min(1.0, step / self.planned / self.stage.growth)
         return 1 + round((most - 1) * grown)
 
     def _dream_group(self, first: int) -> dict[int, dict[str, Tensor]]:
@@ -254,11 +262,17 @@ class DynamicsObjective:
         frames = real + chunk * dreamed
         batches = [self._batch(first + i, frames) for i in range(self.group)]
         mine = processes.my_rows(self.stage.batch)
-        latents = torch.stack([batch["latents"] for batch in batches]).float()
-        actions = torch.stack([batch["actions"] for batch in batches])[:, mine].flatten(0, 1)
-        seeds = torch.from_numpy(random.integers(0, 2**62, latents.shape[:2])).to(latents.device)
-        dreamed_from, seeds = latents[:, mine].flatten(0, 1), seeds[:, mine].flatten()
-        history = self.world.rollout(dreamed_from, actions, real=real, seeds=seeds)
+        clips = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
+        latents = clips["latents"].float()
+        clips["seeds"] = torch.from_numpy(random.integers(0, 2**62, latents.shape[:2]))
+        part = {name: x[:, mine].flatten(0, 1).to(latents.device) for name, x in clips.items()}
+        history = self.world.rollout(
+            part["latents"].float(),
+            part["actions"],
+            real=real,
+            seeds=part["seeds"],
+            words=part.get("words"),
+        )
         latents[:, mine] = history.unflatten(0, (self.group, -1))
         return {
             first + i: batch | {"history": part}
@@ -270,7 +284,11 @@ class DynamicsObjective:
             self._clips[frames] = self.data.clips(
                 self.stage, self.seed, frames=frames, latents=self.latents
             )
-        return as_tensors(batch_number(self._clips[frames], step), self.config.device)
+        batch = batch_number(self._clips[frames], step)
+        clips = as_tensors(batch, self.config.device)
+        if self.world.text is not None:
+            clips["words"] = self.data.words(self.world.text, batch).to(self.config.device)
+        return clips
 
 
 def make_learner(
@@ -279,20 +297,26 @@ def make_learner(
     """The learner of a run's stage, with what it learns set free and everything else fixed."""
     stage = config.stages[number]
     seed = seed_of(config.seed, stage.name)
+    with processes.first_goes_ahead():
+        data = data.of(stage)
+    world = world.variant(frame_size=data.spec.frame_size, loss=stage.loss)
     world.requires_grad_(False)
     if stage.learns == "tokenizer":
+        if not isinstance(world.tokenizer, Tokenizer):
+            raise ValueError(f"stage {stage.name}: an imported tokenizer is not trained; leave out")
         world.tokenizer.requires_grad_(True)
         clips = data.clips(stage, seed, frames=stage.frames)
         tokenizer = processes.sharded(world.tokenizer, ("loss",))
         reconstruct = TokenizerObjective(tokenizer, clips, stage, seed, config.device)
-        return Learner(config, stage, world.tokenizer, tokenizer, reconstruct)
-    world.mixture.requires_grad_(True)
-    world.heads.requires_grad_(True)
+        return Learner(config, stage, world, data, world.tokenizer, tokenizer, reconstruct)
+    for part in (world.mixture, world.heads, world.text):
+        if part is not None:
+            part.requires_grad_(True)
     with processes.first_goes_ahead():
         latents = data.latents(world.tokenizer)
     trained = processes.sharded(world, ("loss", "unrolled_loss", "rollout"))
     predict = DynamicsObjective(config, stage, trained, data, latents, seed)
-    return Learner(config, stage, world, trained, predict)
+    return Learner(config, stage, world, data, world, trained, predict)
 
 
 def seed_of(seed: int, name: str) -> int:

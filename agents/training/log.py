@@ -82,7 +82,9 @@ class RunLog:
         self._bar.update(self._task, numbers=numbers)
 
     def validation(self, learner: Learner, metrics: Metrics) -> None:
-        """Validation was done."""
+        """Validation was done; without held-out episodes it says nothing."""
+        if not metrics:
+            return
         self._write("validation", learner, metrics)
         numbers = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
         self.say(f"{learner.stage.name} {learner.step}: {numbers}")

@@ -3,6 +3,7 @@
 This is the quick look during training; `kairos fidelity` is the full report against the simulator.
 """
 
+import dataclasses
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kairos_env.agents.data.clips import Batch
 from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors
-from kairos_env.agents.training.config import TrainConfig
-from kairos_env.agents.training.learner import Learner, Metrics
+from kairos_env.agents.training.config import StageConfig
+from kairos_env.agents.training.learner import Learner, Metrics, generator_for
+from kairos_env.world_model.objective import ACTION_MODES
 from kairos_env.world_model.world_model import WorldModel
 
 EPISODES = 32
@@ -23,71 +26,93 @@ SHOWN = 4  # episodes in the picture
 COLUMNS = (1, 2, 5, 10, 15, 20, 30, 40, 50)
 
 
-def validate(
-    config: TrainConfig, world: WorldModel, learner: Learner, data: TrainingData
-) -> Metrics:
-    """Judge the slow average of the weights, which is what will be kept; process 0 does."""
+def validate(learner: Learner) -> Metrics:
+    """Judge the slow average of the weights, which is what will be kept; process 0 does.
+
+    Data too small to hold anything out are not judged.
+    """
     average = learner.whole_average()
-    if processes.number() > 0:
+    if processes.number() > 0 or not learner.data.holds_out():
         return {}
+    picture = learner.config.folder / f"{learner.stage.name}-{learner.step:06d}.png"
     kept = {name: x.clone() for name, x in learner.target.state_dict().items()}
     learner.target.load_state_dict(average)
     try:
         with torch.no_grad():
             if learner.stage.learns == "tokenizer":
-                return _reconstruct(config, world, learner, data)
-            return _dream(config, world, learner, data)
+                return reconstruct(learner.world, learner.data, learner.stage, picture)
+            if learner.stage.watches:
+                return explain(learner.world, learner.data, learner.stage)
+            return dream(learner.world, learner.data, learner.stage, picture)
     finally:
         learner.target.load_state_dict(kept)
 
 
-def _reconstruct(
-    config: TrainConfig, world: WorldModel, learner: Learner, data: TrainingData
+def reconstruct(
+    world: WorldModel, data: TrainingData, stage: StageConfig, picture: Path
 ) -> Metrics:
-    frames = _held_out(config, learner, data, frames=2)["frames"]
+    """How well frames come back from their latents."""
+    clips = as_tensors(held_out(data, stage, frames=2), str(world.device))
+    frames = clips["frames"]
     rebuilt = world.tokenizer.decode(world.tokenizer.encode(frames))
-    picture = config.folder / f"{learner.stage.name}-{learner.step:06d}.png"
     _write_strips(picture, frames[:, :1].cpu().numpy(), rebuilt[:, :1].cpu().numpy())
     return {"psnr": _psnr(frames.cpu().numpy(), rebuilt.cpu().numpy())}
 
 
-def _dream(config: TrainConfig, world: WorldModel, learner: Learner, data: TrainingData) -> Metrics:
+def explain(world: WorldModel, data: TrainingData, stage: StageConfig) -> Metrics:
+    """The loss and its parts, each action mode once, with the same noise every time."""
+    batch = held_out(data, stage, frames=stage.frames)
+    clips = as_tensors(batch, str(world.device))
+    if world.text is not None:
+        clips["words"] = data.words(world.text, batch).to(world.device)
+    draws = world.draw(clips, generator_for(0, 0, str(world.device)))
+    metrics: Metrics = {}
+    for name in dict(ACTION_MODES):
+        mode = [other for other, _ in ACTION_MODES].index(name)
+        _, found = world.loss(clips, dataclasses.replace(draws, mode=mode))
+        metrics |= {name: float(value) for name, value in found.items()}
+    return metrics
+
+
+def dream(world: WorldModel, data: TrainingData, stage: StageConfig, picture: Path) -> Metrics:
+    """How far frames dreamed from the first few are from the true ones, by horizon."""
     F = world.config.frames_per_chunk
     steps = -(-max(HORIZONS) // F)
     real = F * -(-REAL // F)
-    clips = _held_out(config, learner, data, frames=real + steps * F)
+    batch = held_out(data, stage, frames=real + steps * F)
+    clips = as_tensors(batch, str(world.device))
+    words = None if world.text is None else data.words(world.text, batch)
+    text, mask = world.tell(words, len(clips["valid"]))
     history = clips["frames"][:, :real]
     seeds = torch.arange(len(history), device=history.device)
-    state = world.start(history, clips["actions"][:, : real - 1], seeds=seeds)
+    state = world.start(
+        history, clips["actions"][:, : real - 1], seeds=seeds, text=text, text_mask=mask
+    )
     dreamed = []
     for t in range(real - 1, real - 1 + steps * F, F):
         state, prediction = world.step(state, clips["actions"][:, t : t + F].flatten(1, 2))
         dreamed.append(prediction.frames)
-    dream = torch.cat([frames for frames in dreamed if frames is not None], dim=1).cpu().numpy()
+    guess = torch.cat([frames for frames in dreamed if frames is not None], dim=1).cpu().numpy()
     truth = clips["frames"][:, real:].cpu().numpy()
     valid = clips["valid"][:, real:].cpu().numpy()
     last = np.broadcast_to(clips["frames"][:, real - 1 : real].cpu().numpy(), truth.shape)
-    _write_strips(
-        config.folder / f"{learner.stage.name}-{learner.step:06d}.png", truth[:SHOWN], dream[:SHOWN]
-    )
+    _write_strips(picture, truth[:SHOWN], guess[:SHOWN])
     metrics: Metrics = {}
     for horizon in HORIZONS:
         exist = valid[:, horizon - 1]
         if exist.any():
             there = truth[exist, horizon - 1]
-            metrics[f"psnr@{horizon}"] = _psnr(there, dream[exist, horizon - 1])
+            metrics[f"psnr@{horizon}"] = _psnr(there, guess[exist, horizon - 1])
             metrics[f"copy@{horizon}"] = _psnr(there, last[exist, horizon - 1])
     return metrics
 
 
-def _held_out(
-    config: TrainConfig, learner: Learner, data: TrainingData, *, frames: int
-) -> dict[str, torch.Tensor]:
+def held_out(data: TrainingData, stage: StageConfig, *, frames: int) -> Batch:
     """The first frames of held-out episodes, always the same ones, the longest first."""
-    clips = data.clips(learner.stage, 0, frames=frames, split="validation")
+    clips = data.clips(stage, 0, frames=frames, split="validation")
     lengths = np.diff(data.cache.offsets)[clips.episodes]
     chosen = np.argsort(-lengths, kind="stable")[:EPISODES]
-    return as_tensors(clips.cut(chosen, np.zeros(len(chosen), np.int64)), config.device)
+    return clips.cut(chosen, np.zeros(len(chosen), np.int64))
 
 
 def _psnr(truth: NDArray[np.uint8], guess: NDArray[np.uint8]) -> float:

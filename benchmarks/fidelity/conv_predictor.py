@@ -221,7 +221,9 @@ def train(
 class ConvBaseline:
     """The trained network as a predictor."""
 
-    def __init__(self, network: ConvPredictor, tokenizer: AnyTokenizer, frames_per_step: int) -> None:
+    def __init__(
+        self, network: ConvPredictor, tokenizer: AnyTokenizer, frames_per_step: int
+    ) -> None:
         self._network, self._tokenizer = network, tokenizer
         self._frames_per_step = frames_per_step
 

@@ -76,7 +76,9 @@ def weights(world: Path) -> dict[str, torch.Tensor]:
 def test_training_ends_in_a_world_that_can_be_dreamed_in(finished: Path) -> None:
     world = load_world(finished)
     assert world.manifest.environment.id == "TinyBall-v0"
-    assert world.manifest.provenance["stages"][-1] == {"stage": "rollout", "updates": 9}
+    last = world.manifest.provenance["stages"][-1]
+    assert (last["stage"], last["updates"]) == ("rollout", 9)
+    assert last["cpu_seconds"] > 0
     starts = torch.from_numpy(world.starts.frames[:2])
     actions = torch.from_numpy(world.starts.actions[:2])
     state = world.model.start(starts, actions, seeds=torch.arange(2))
@@ -263,9 +265,9 @@ def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
     (whole.with_name("whole.training") / loop.CHECKPOINT).write_bytes(copy.read_bytes())
     alone = weights(loop.train(config))
     for name, x in expected.items():
-        # The sums over clips have another order; Adam makes more of it where a gradient is tiny.
-        torch.testing.assert_close(together[name], x, atol=2e-3, rtol=1e-3, msg=name)
-        torch.testing.assert_close(alone[name], x, atol=2e-3, rtol=1e-3, msg=name)
+        # Sums over clips have another order; 4e-7 was measured.
+        torch.testing.assert_close(together[name], x, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(alone[name], x, atol=1e-5, rtol=1e-5, msg=name)
     records = (config.folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout"]
 
