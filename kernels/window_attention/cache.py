@@ -92,6 +92,19 @@ def read_ring(cache: FrameCache, ages: Tensor) -> tuple[Tensor, Tensor, Tensor |
     return k.masked_fill(missing, 0.0), v.masked_fill(missing, 0.0), exists
 
 
+def whole_ring(cache: FrameCache) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `read_ring` gives for all ages of the ring, in order of slots: no copy when full.
+
+    The order depends on the item alone, so its sums round alike whoever else is in the batch.
+    """
+    slots = cache.k.shape[1]
+    exists = torch.arange(slots, device=cache.frames.device) < cache.frames[:, None]
+    if _known_full(exists):
+        return cache.k, cache.v, None
+    missing = ~exists[:, :, None, None, None]
+    return cache.k.masked_fill(missing, 0.0), cache.v.masked_fill(missing, 0.0), exists
+
+
 def _known_full(exists: Tensor) -> bool:
     """Whether to look: free on a CPU, a wait for the device or a broken graph elsewhere."""
     if exists.device.type != "cpu" or torch.compiler.is_compiling():

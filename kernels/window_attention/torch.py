@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kairos_env.kernels.window_attention.cache import FrameCache, read_ring
+from kairos_env.kernels.window_attention.cache import FrameCache, read_ring, whole_ring
 
 Frames = Tensor | tuple[Tensor, ...]
 """A stream (B, T, L, H, D), whole or split into single frames."""
@@ -180,6 +180,13 @@ def _pieces(group: Group, past: Frames, present: Frames) -> list[Tensor]:
 
 def _cached(group: Group, cache: FrameCache) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys and values (B, N, n * L, H, D) of n cached frames a query frame; existence (B, N, n)."""
+    if group.count == 1 and len(group.cached) == cache.k.shape[1]:
+        k, v, exists = whole_ring(cache)  # softmax does not care for order: nothing to look up
+        return (
+            k.flatten(1, 2)[:, None],
+            v.flatten(1, 2)[:, None],
+            None if exists is None else exists[:, None],
+        )
     ages = [-(group.start + i * group.step + o) for i in range(group.count) for o in group.cached]
     k, v, exists = read_ring(cache, torch.tensor(ages, device=cache.k.device))
     batch, _, tokens, heads, size = k.shape
