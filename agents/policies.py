@@ -246,14 +246,15 @@ class CheckpointPolicy:
 
     Args:
         path: The .zip file that `model.save` wrote.
-        env: Where it will act; its action must fit.
+        env: Where it will act. Its action is a chunk, or one action that is held for a chunk.
     """
 
     def __init__(self, path: Path, env: Env[Frame, Chunk]) -> None:
-        self._model = _load_checkpoint(path)
+        self._model = load_checkpoint(path)
         self._path = path
         trained, here = self._model.action_space, env.action_space
-        if int(np.prod(trained.shape)) != int(np.prod(here.shape or ())):
+        whole = int(np.prod(here.shape or ()))
+        if int(np.prod(trained.shape)) not in (whole, whole // _encoded_shape(here)[0]):
             raise ValueError(
                 f"{path} was trained for actions {trained}, this environment takes {here}: "
                 "the sizes differ. Was it trained with another chunk?"
@@ -279,11 +280,13 @@ class CheckpointPolicy:
             torch.set_rng_state(self._sampling)
             action, _ = self._model.predict(frame, deterministic=False)
             self._sampling = torch.get_rng_state()
-        space = self._space
-        return execute(env, np.asarray(action).reshape(space.shape or ()).astype(space.dtype))
+        shape, chosen = self._space.shape or (), np.asarray(action)
+        whole = chosen.size == np.prod(shape)
+        chunk = chosen.reshape(shape) if whole else np.broadcast_to(chosen, shape)
+        return execute(env, chunk.astype(self._space.dtype))
 
 
-def _load_checkpoint(path: Path) -> Any:
+def load_checkpoint(path: Path) -> Any:
     """The model in a Stable-Baselines3 file; the algorithm follows from the settings it stored."""
     import json
     import zipfile

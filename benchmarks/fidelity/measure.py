@@ -86,6 +86,7 @@ def measure(
     config: FidelityConfig,
     *,
     conv: Predictor | None = None,
+    others: Mapping[str, Predictor] | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Compare a world with its true twin on episodes that it has never seen.
@@ -94,6 +95,7 @@ def measure(
         world: From `load_world`.
         config: What to measure.
         conv: The trained baseline; it is left out of the report when None.
+        others: More predictors to be put beside the dream, by name.
         on_progress: Called with (what is being done, done, of).
 
     Raises:
@@ -107,6 +109,7 @@ def measure(
     }
     if conv is not None:
         predictors[CONV] = conv
+    predictors |= others or {}
     held_out = HeldOut(world.manifest.environment, world.model.config.history, config)
     try:
         evidence = gather(held_out, predictors, config, on_progress=on_progress)
@@ -147,7 +150,7 @@ def gather(
     for group in held_out:
         seconds[TRUTH] += time.process_time() - clock
         if not groups:
-            finder = object_finder(held_out.env, group.truth)
+            finder = object_finder(held_out.env, group.truth.history[:, -1])
         seen, total = sum(len(g.labels) for g in groups), config.episodes
         keep = max(0, config.shown - seen)
         for name, predictor in everyone.items():
@@ -225,14 +228,19 @@ def summarise(
     return document
 
 
-def object_finder(env: RealEnv, truth: Truth) -> ObjectFinder | None:
-    """Finds the objects of our own scenes; None for environments that do not name theirs."""
+def object_finder(env: RealEnv, sample: Pictures) -> ObjectFinder | None:
+    """Finds the objects of our own scenes; None for environments that do not name theirs.
+
+    Args:
+        env: The truth.
+        sample: True pictures (N, H, W, 3).
+    """
     objects = getattr(env.low_level.unwrapped, "objects", ())
     if not isinstance(objects, tuple) or not objects:
         return None
     if not all(isinstance(thing, SceneObject) for thing in objects):
         return None
-    return ObjectFinder(objects, truth.history[:, -1])
+    return ObjectFinder(objects, sample)
 
 
 def _held_out(evidence: Evidence, yard: Yardstick) -> Json:

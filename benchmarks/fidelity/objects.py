@@ -35,6 +35,10 @@ class SceneObject(Protocol):
         """Its colour."""
 
     @property
+    def state_slice(self) -> slice:
+        """Where its (x, y) stands in the state."""
+
+    @property
     def gone_behind(self) -> tuple[str, ...]:
         """What may hide it whole for many frames."""
 

@@ -36,7 +36,7 @@ def document(report: Report, *, command: str, device: str, more: Mapping[str, An
         "commit": commit(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(device),
-        **_plain({**report.document, **more}),
+        **plain({**report.document, **more}),
     }
 
 
@@ -251,14 +251,14 @@ def _value(estimate: Json | None) -> float | None:
     return float(f"{estimate['value']:.4g}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Estimates and tuples as JSON values, floats with the digits that mean something."""
     if isinstance(value, Estimate):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     return value
