@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.fidelity.cli:main",
         "measure how far a world's dream drifts from the truth",
     ),
+    "study": (
+        "kairos_env.benchmarks.study.cli:main",
+        "do policies rank in the dream as they do in truth?",
+    ),
     "bench": ("kairos_env.benchmarks.cli:main", "measure kernels and worlds on this machine"),
 }
 
