@@ -1,5 +1,7 @@
 """Promises of the tokenizer: pixels to latents and back."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -193,3 +195,22 @@ def test_a_tokenizer_that_cannot_be_built_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         TokenizerConfig(**change)
+
+
+def test_what_moves_counts_more_than_what_stands() -> None:
+    config = dataclasses.replace(SMALL, foreground_weight=1.0, motion_weight=3.0, kl_weight=0.0)
+    tokenizer = make_tokenizer(config)
+    frames = torch.full((1, 3, *config.frame_size, 3), 128, dtype=torch.uint8)
+    frames[:, 2, 4:8, 4:8] = 255
+    moved = tokenizer.moving(frames)
+    assert moved.shape == (3, 1, *config.frame_size)
+    assert not moved[0].any()  # alike in the first two frames
+    for late in moved[1:]:  # gone after the second, come with the third
+        assert late[0, 4:8, 4:8].all()
+        assert late.sum() == 16
+    eps = torch.zeros(3, config.latent_channels, *config.latent_size)
+    with torch.no_grad():
+        weighted, _ = tokenizer.loss(frames, eps)
+        tokenizer.config = dataclasses.replace(config, motion_weight=0.0)
+        plain, _ = tokenizer.loss(frames, eps)
+    assert weighted > plain
