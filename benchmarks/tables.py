@@ -13,8 +13,9 @@ which documents are behind their results.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,64 @@ def data_table(root: Path) -> str:
     return text
 
 
+def decision_table(name: str, root: Path) -> str:
+    """What policies achieve in the real twin, and what a decision costs."""
+    text = ""
+    for result in results(name, root):
+        rows = []
+        for policy, row in result["results"].items():
+            rate = [100 * row["success"][key] for key in ("value", "low", "high")]
+            gained = [row["return"][key] for key in ("value", "low", "high")]
+            rows.append(
+                [
+                    policy,
+                    row["episodes"],
+                    "{:.0f} % [{:.0f}, {:.0f}]".format(*rate),
+                    "{:.2f} [{:.2f}, {:.2f}]".format(*gained),
+                    cell(row.get("share")),
+                    f"{row['steps']['value']:.1f}",
+                    *(cell(row[key]) for key in ("cpu_ms", "wall_ms")),
+                    cell(result["costs"].get(policy, {}).get("gflop")),
+                ]
+            )
+        head = ("policy", "episodes", "success", "return", "share", "steps")
+        costs = ("CPU ms", "wall ms", "GFLOP")
+        title = f"World `{result['world']['name']}` in {result['environment']}:\n\n"
+        text += title + markdown((*head, *costs), rows) + origin(result) + "\n"
+    return text.removesuffix("\n")
+
+
+def agents_table(root: Path) -> str:
+    """Policies from the dream beside their baselines."""
+    text = ""
+    for result in results("agents", root):
+        zero, rows = result["random"], []
+        rows.append(
+            ["random chunks", "", f"{zero['return']:.2f}", "0", share(zero["success"]), "0"]
+        )
+        for name, row in result["methods"].items():
+            price = result["real_steps"][name.split(",")[0]]
+            solved = None if row["success"] is None else row["success"]["value"]
+            spent = (price["practice"] or 0) + price["examinations"]
+            scores = (interval(row[key]) for key in ("return", "normalised"))
+            rows.append([name, row["return"]["runs"], *scores, share(solved), f"{spent:,.0f}"])
+        head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")
+        text += f"World `{result['world']}`:\n\n" + markdown(head, rows) + origin(result) + "\n"
+    return text.removesuffix("\n")
+
+
+def interval(estimate: Mapping[str, Any] | None) -> str:
+    """A statistic with where 95 % of its bootstrap draws lie."""
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:.3g} [{estimate['low']:.3g}, {estimate['high']:.3g}]"
+
+
+def share(value: float | None) -> str:
+    """A share in percent."""
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
 def cell(value: float | None) -> str:
     """A number with three figures, or a hyphen where nothing was measured."""
     if value is None:
@@ -147,6 +206,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "streaming": streaming_table,
     "scaling": scaling_table,
     "data": data_table,
+    "agents": agents_table,
+    "planning": partial(decision_table, "planning"),
+    "acting": partial(decision_table, "acting"),
 }
 
 

@@ -14,6 +14,8 @@ EXAMPLES = {
     "1_dream.py": ["--steps", "3"],
     "2_dream_and_truth.py": ["--steps", "3"],
     "3_your_own_world.py": ["--tiny"],
+    "4_train_in_the_dream.py": ["--steps", "512", "--episodes", "2"],
+    "5_plan_in_the_dream.py": ["--steps", "2", "--candidates", "8"],
 }
 
 
