@@ -24,6 +24,7 @@ from kairos_env.view import RANGE
 
 # Steps of all environments together between two updates of PPO.
 PPO_ROLLOUT = 512
+LARGEST_BATCH = 256
 SAC_WARMUP = 512
 SAC_BUFFER = 100_000
 REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -110,13 +111,10 @@ class Learner:
 
 def make_ppo(config: ImagineConfig, env: VecEnv) -> PPO:
     """On-policy: the choice for pixels, and where steps are cheap."""
-    rollout = min(PPO_ROLLOUT, config.round_steps)
-    return PPO(
-        **_common(config, env),
-        n_steps=max(rollout // env.num_envs, 2),
-        batch_size=256,
-        n_epochs=10,
-    )
+    n_steps = max(min(PPO_ROLLOUT, config.round_steps) // env.num_envs, 2)
+    rollout = n_steps * env.num_envs
+    batch = max(size for size in range(2, LARGEST_BATCH + 1) if rollout % size == 0)
+    return PPO(**_common(config, env), n_steps=n_steps, batch_size=batch, n_epochs=10)
 
 
 def make_sac(config: ImagineConfig, env: VecEnv) -> SAC:
@@ -125,7 +123,7 @@ def make_sac(config: ImagineConfig, env: VecEnv) -> SAC:
         **_common(config, env),
         learning_starts=SAC_WARMUP,
         buffer_size=SAC_BUFFER,
-        batch_size=256,
+        batch_size=LARGEST_BATCH,
         gradient_steps=max(env.num_envs // 4, 1),
     )
 

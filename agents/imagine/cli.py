@@ -14,10 +14,9 @@ PIPE_WIDTH = 110
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    config = tyro.cli(StudyConfig, args=list(argv), prog="kairos imagine")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        run(config)
+        run(tyro.cli(StudyConfig, args=list(argv), prog="kairos imagine"))
     except KeyboardInterrupt:
         errors.print("Interrupted. The last round is kept; the same command goes on.")
         return INTERRUPTED

@@ -16,7 +16,7 @@ from kairos_env.spaces import decode_actions
 from kairos_env.view import numpy_of
 from kairos_env.worlds import World
 
-UPDATES, BATCH = 4000, 256
+UPDATES, BATCH = 3000, 256
 ENCODE_BATCH = 256  # frames encoded at once
 
 

@@ -95,6 +95,8 @@ class StudyConfig:
     """Folder of the run."""
     seeds: int = 1
     """Policies for each method."""
+    baseline_seeds: int | None = None
+    """Policies for each baseline; as many as seeds when not given."""
     baselines: bool = False
     """Also train and test, at the same price in real steps: the same algorithm in reality alone,
     cloning, a memoryless ensemble; and in reality until it converges, the 1 of the scale."""
@@ -105,12 +107,16 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for name in ("seeds", "longest", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seeds", "baseline_seeds", "longest", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if self.baseline_seeds is not None and self.baseline_seeds > self.seeds:
+            raise ValueError(
+                f"--baseline-seeds must be at most --seeds, {self.seeds}, got {self.baseline_seeds}"
+            )
 
-    @property
-    def runs(self) -> Iterator[tuple[int, ImagineConfig]]:
+    def runs(self, *, baseline: bool) -> Iterator[tuple[int, ImagineConfig]]:
         """The run of each seed."""
-        for seed in range(self.run.seed, self.run.seed + self.seeds):
+        count = (self.baseline_seeds if baseline else None) or self.seeds
+        for seed in range(self.run.seed, self.run.seed + count):
             yield seed, dataclasses.replace(self.run, seed=seed)

@@ -32,7 +32,7 @@ class EnsembleConfig:
 
     members: int = 5
     hidden: int = 128
-    updates: int = 4000
+    updates: int = 2500
     batch: int = 256
     learning_rate: float = 1e-3
     end_weight: float = 5.0
@@ -128,6 +128,8 @@ class EnsembleVecEnv(VecEnv):
         action_space: Chunks.
         horizon: Steps after which an episode is cut off.
     """
+
+    render_mode = None
 
     def __init__(
         self,

@@ -24,7 +24,6 @@ from kairos_env.real import RealEnv
 from kairos_env.sb3 import DreamVecEnv
 from kairos_env.starts import Starts
 from kairos_env.view import Observer, numpy_of, one_dream, view_of_history
-from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import World
 
 Observation = NDArray[Any]
@@ -49,7 +48,7 @@ class RealAsDream(gymnasium.Wrapper[Observation, NDArray[Any], NDArray[np.uint8]
         draw = observation != "state"
         twin: RealEnv = world.make_twin(**{"draw": draw, **options})
         super().__init__(twin)
-        self._model = cast(WorldModel, world.model)
+        self._model = world.model
         frames = twin.frames_per_chunk
         self._observer = Observer(observation, self._model, frames=frames, all_frames=False)
         self.observation_space = self._observer.space

@@ -206,12 +206,13 @@ def imagine(config: StudyConfig, report: Report = lambda *_: None) -> Json:
         methods: dict[str, list[Json]] = {}
         for method in ("dream", *BASELINES) if config.baselines else ("dream",):
             train = getattr(study, method)
-            methods[method] = [train(seed, run) for seed, run in config.runs]
+            runs = config.runs(baseline=method in BASELINES)
+            methods[method] = [train(seed, run) for seed, run in runs]
         results = summarised(study, methods)
     finally:
         study.close()
     deploy(config, methods["dream"])
-    write_json(config.out / RESULTS, {"command": " ".join(["kairos", *sys.argv[1:]]), **results})
+    write_json(config.out / RESULTS, results)
     return results
 
 
@@ -230,13 +231,15 @@ def summarised(study: Study, methods: dict[str, list[Json]]) -> Json:
     """All results of a study as JSON values, normalised where the scale is known."""
     floor, one = study.random["return"], None
     if "converged" in methods:
-        one = float(np.mean([run["kept"]["return"] for run in methods["converged"]]))
+        best = float(np.mean([run["kept"]["return"] for run in methods["converged"]]))
+        one = best if best > floor else None  # nothing was learned: there is no scale
     rows = {}
     for method, runs in methods.items():
         for which in ("kept", "last"):
             if which in runs[0]:
                 rows[f"{method}, {which}"] = row([run[which] for run in runs], floor, one)
     return {
+        "command": " ".join(["kairos", *sys.argv[1:]]),
         "world": study.world.name,
         "config": study.config.run.as_json(),
         "seeds": study.config.seeds,

@@ -1,0 +1,322 @@
+"""Learning in a dream: one interface for dream and truth, exact resume, baselines beside it."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ball_world import CHUNK, HORIZON, make_data, make_world
+
+from kairos_env.agents.data.readers import open_dataset
+from kairos_env.worlds import load_world
+
+pytest.importorskip("stable_baselines3")
+from stable_baselines3 import PPO
+
+from kairos_env.agents.imagine import run as runs
+from kairos_env.agents.imagine.cli import main
+from kairos_env.agents.imagine.cloning import Cloned
+from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
+from kairos_env.agents.imagine.ensemble import (
+    EnsembleConfig,
+    EnsembleVecEnv,
+    fit_ensemble,
+)
+from kairos_env.agents.imagine.envs import (
+    RealAsDream,
+    acting_on_chunks,
+    dream_env,
+    with_starts,
+)
+from kairos_env.agents.imagine.exam import Examiner
+from kairos_env.agents.imagine.study import imagine
+from kairos_env.agents.imagine.transitions import Transitions, read_transitions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("imagine"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    return make_world(tmp_path_factory.mktemp("imagine"), data)
+
+
+@pytest.fixture(scope="module")
+def world(folder):
+    return load_world(folder)
+
+
+def small(folder, **changes):
+    options = {
+        "world": str(folder),
+        "steps": 24,
+        "envs": 3,
+        "horizon": 3,
+        "round_steps": 12,
+        "exam_episodes": 2,
+        "test_episodes": 2,
+    }
+    return ImagineConfig(**{**options, **changes})
+
+
+@pytest.mark.parametrize("seen", ["state", "latent", "pixels"])
+def test_dream_and_truth_show_the_same_kind_of_thing(world, folder, seen):
+    dreams = dream_env(small(folder, observation=seen), world)
+    real = RealAsDream(world, seen)
+    observation, info = real.reset(seed=3)
+    assert real.observation_space == dreams.observation_space
+    assert real.action_space == dreams.action_space
+    assert observation in real.observation_space
+    if seen == "state":
+        np.testing.assert_array_equal(observation, info["state"])
+    else:  # a dream that begins from this frame shows the same
+        twin = world.make_twin()
+        frame, info = twin.reset(seed=3)
+        options = {"frames": frame[None], "state": info["state"]}
+        shown, _ = dreams.dreams.reset(seed=0, options=options)
+        np.testing.assert_allclose(shown[0], observation, atol=1e-5)
+
+
+def test_a_held_action_is_the_chunk_of_it(world, folder):
+    config = small(folder)
+    held, plain = acting_on_chunks(config, dream_env(config, world)), dream_env(config, world)
+    for env in (held, plain):
+        env.seed(0)
+        env.reset()
+    assert held.action_space.shape == (2,)
+    actions = np.random.default_rng(0).uniform(-2, 2, (3, 2)).astype(np.float32)
+    got = held.step(actions)
+    want = plain.step(np.repeat(actions[:, None], CHUNK, axis=1))
+    for a, b in zip(got[:3], want[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_starts_are_true_moments_of_recorded_episodes(world, data):
+    dataset = open_dataset(data)
+    T = world.starts.frames.shape[1]
+    starts = with_starts(world, dataset, 20, seed=0).starts
+    episodes = list(dataset)
+    times = []
+    for frames, actions, state in zip(starts.frames, starts.actions, starts.state, strict=True):
+        episode, t = next(
+            (e, t)
+            for e in episodes
+            for t in range(T - 1, len(e))
+            if np.array_equal(e.state[t], state)
+            and np.array_equal(e.actions[t + 1 - T : t], actions)
+        )
+        np.testing.assert_array_equal(episode.frames[t + 1 - T : t + 1], frames)
+        times.append(t)
+    assert len(set(times)) > 2  # not the beginnings alone
+
+
+def test_data_of_another_environment_are_refused(world, data):
+    class Wider:
+        spec = dataclasses.replace(open_dataset(data).spec, action_size=5)
+        path = "elsewhere"
+
+    with pytest.raises(ValueError, match=r"elsewhere has .*5"):
+        with_starts(world, Wider(), 2, seed=0)
+
+
+def test_an_examination_is_a_function_of_the_policy(world, folder):
+    examiner = Examiner(small(folder), world)
+
+    def right(seen):
+        return np.tile(np.float32([2, 0]), (len(seen), CHUNK, 1))
+
+    (first, real), (second, _) = examiner.read(right, 5), examiner.read(right, 5)
+    np.testing.assert_array_equal(first.real, second.real)
+    np.testing.assert_array_equal(first.dreamed, second.dreamed)
+    assert real.success == 1.0
+    assert 2 * 1 <= real.low_level_steps <= 2 * CHUNK * HORIZON
+    assert first.real.mean() > examiner.in_reality(examiner.random(), examiner.seeds).returns.mean()
+    examiner.close()
+
+
+def parameters(folder: Path):
+    kept = torch.load(folder / runs.LEARNER, weights_only=True)
+    return kept["parameters"]["policy"]
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("algo", "where"), [("ppo", "write_log"), ("sac", "examine")])
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, folder, monkeypatch, algo, where):
+    """Killed after a round: before its examination, or before that was written down."""
+    config = small(folder, algo=algo, steps=36)
+    whole, killed = (StudyConfig(run=config, out=tmp_path / name) for name in ("whole", "killed"))
+    wanted = imagine(whole)
+    true, calls = getattr(runs, where), []
+
+    def dies(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KilledError
+        return true(*args, **options)
+
+    monkeypatch.setattr(runs, where, dies)
+    with pytest.raises(KilledError):
+        imagine(killed)
+    monkeypatch.undo()
+    got = imagine(killed)
+    one, other = (parameters(c.out / "dream" / "seed-0") for c in (whole, killed))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert got["methods"]["dream, kept"] == wanted["methods"]["dream, kept"]
+
+
+def test_a_run_says_what_the_policy_is_worth_and_leaves_it_for_others(tmp_path, folder, world):
+    study = StudyConfig(run=small(folder), out=tmp_path / "run")
+    told = []
+    results = imagine(study, lambda *report: told.append(report))
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["baselines"] is None
+    assert results["methods"]["dream, kept"]["normalised"] is None
+    assert results["real_steps"]["dream"]["practice"] == 64
+    assert results["real_steps"]["dream"]["examinations"] > 0
+    lines = (tmp_path / "run/dream/seed-0/log.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    assert [line["steps"] for line in log] == [12, 24]
+    assert [spent for *_, spent in told] == [0.5, 1.0]
+    policy = PPO.load(tmp_path / "run" / "policy.zip", device="cpu")
+    real = RealAsDream(world)
+    action, _ = policy.predict(real.reset(seed=0)[0], deterministic=True)
+    real.step(np.tile(action, (CHUNK, 1)))
+    assert imagine(study) == results  # nothing is done twice
+    other = dataclasses.replace(study, run=small(folder, gamma=0.9))
+    with pytest.raises(ValueError, match="another gamma"):
+        imagine(other)
+
+
+def test_baselines_stand_beside_the_dream_on_one_scale(tmp_path, folder, data, monkeypatch):
+    monkeypatch.setattr("kairos_env.agents.imagine.cloning.UPDATES", 20)
+    quick = functools.partial(EnsembleConfig, updates=20)
+    monkeypatch.setattr("kairos_env.agents.imagine.study.EnsembleConfig", quick)
+    config = StudyConfig(
+        run=small(folder, data=(data,)), out=tmp_path, seeds=2, baselines=True, longest=24
+    )
+    results = imagine(config)
+    names = {name.split(",")[0] for name in results["methods"]}
+    assert names == {"dream", "real", "converged", "cloning", "ensemble"} == set(results["runs"])
+    assert all(len(r) == 2 for r in results["runs"].values())
+    assert results["runs"]["real"][0]["steps"] >= 64 / CHUNK
+    assert results["methods"]["real, kept"]["return"]["runs"] == 2
+
+
+def test_scores_are_shares_of_what_the_real_algorithm_gains():
+    tests = [{"return": value, "success": None, "episodes": 3} for value in (-4.0, -2.0)]
+    assert row(tests, floor=-6.0, one=-2.0)["normalised"]["value"] == pytest.approx(0.75)
+    assert row(tests, floor=-6.0, one=None)["normalised"] is None
+
+
+def test_without_data_or_their_price_there_are_no_baselines(tmp_path, folder):
+    config = StudyConfig(run=small(folder), out=tmp_path, baselines=True)
+    with pytest.raises(ValueError, match="name them with --data"):
+        imagine(config)
+    assert not (tmp_path / "dream").exists()
+
+
+def integrator(count=4000):
+    random = np.random.default_rng(0)
+    state = random.uniform(-1, 1, (count, 2)).astype(np.float32)
+    actions = random.uniform(-1, 1, (count, CHUNK, 2)).astype(np.float32)
+    after = state + 0.2 * actions.sum(1)
+    return Transitions(state, actions, after, -np.abs(after).sum(1), after[:, 0] > 0.9)
+
+
+@pytest.fixture(scope="module")
+def imagined(world):
+    data = integrator()
+    ensemble = fit_ensemble(data, EnsembleConfig(updates=400, hidden=64), seed=0)
+    space = world.manifest.environment.chunk_space
+    box = type(space)(-5, 5, (2,), np.float32)
+    return EnsembleVecEnv(
+        ensemble, data.state, 64, observation_space=box, action_space=space, horizon=4
+    )
+
+
+def test_an_ensemble_learns_the_step_its_reward_and_its_end(imagined):
+    imagined.seed(1)
+    before = imagined.reset()
+    actions = np.random.default_rng(2).uniform(-2, 2, (64, CHUNK, 2)).astype(np.float32)
+    after, rewards, dones, infos = imagined.step(actions)
+    truth = before + 0.2 * (actions / 2).sum(1)  # the network sees actions scaled to [-1, 1]
+    shown = [i.get("terminal_observation", o) for i, o in zip(infos, after, strict=True)]
+    np.testing.assert_allclose(shown, truth, atol=0.1)
+    np.testing.assert_allclose(rewards, -np.abs(truth).sum(1), atol=0.4)
+    clear = np.abs(truth[:, 0] - 0.9) > 0.1
+    np.testing.assert_array_equal(dones[clear], truth[clear, 0] > 0.9)
+
+
+def test_an_imagined_episode_is_cut_off_at_the_horizon(imagined):
+    imagined.seed(1)
+    imagined.reset()
+    still = np.zeros((64, CHUNK, 2), np.float32)
+    for _ in range(3):
+        _, _, dones, _ = imagined.step(still)
+    lasting = ~dones
+    observations, _, dones, infos = imagined.step(still)
+    cut = [info["TimeLimit.truncated"] for info in infos]
+    assert dones[lasting].sum() > 10
+    assert np.array_equal(np.array(cut) | ~dones, np.ones(64, bool)) or sum(cut) > 10
+    for row in np.flatnonzero(cut):
+        assert not np.array_equal(infos[row]["terminal_observation"], observations[row])
+
+
+def test_cloning_finds_what_was_done(world):
+    space = world.manifest.environment.chunk_space
+    box = type(space)(-1, 1, (2,), np.float32)
+    seen = np.random.default_rng(0).uniform(-1, 1, (2000, 2)).astype(np.float32)
+    cloned = Cloned(box, space, learning_rate=3e-3)
+    cloned.fit(seen, np.repeat(seen[:, None], CHUNK, axis=1), updates=300, seed=0)
+    np.testing.assert_allclose(
+        cloned.predict(seen[:50]), np.repeat(seen[:50, None], CHUNK, 1), atol=0.2
+    )
+
+
+def test_transitions_are_the_recorded_steps(data):
+    dataset = open_dataset(data)
+    everything = read_transitions(dataset, frames=True)
+    assert len(everything) == sum(len(e) - 1 for e in dataset)
+    first = dataset.episode(0)
+    n = len(first) - 1
+    np.testing.assert_array_equal(everything.next_state[:n], first.state[1:])
+    np.testing.assert_array_equal(everything.frames[:n], first.frames[:-1])
+    solved = read_transitions(dataset, solved=True)
+    assert len(solved) == sum(len(e) - 1 for e in dataset if e.success)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no-such-world"], "no-such-world"),
+        (["WORLD", "--baselines"], "name them with --data"),
+        (["WORLD", "--minutes", "1", "--steps", "5"], "not both"),
+        (["WORLD", "--steps", "-5"], "positive number"),
+        (["WORLD", "--gamma", "1.5"], "between 0 and 1"),
+    ],
+)
+def test_bad_input_is_answered_in_words(tmp_path, folder, capsys, arguments, said):
+    arguments = [str(folder) if a == "WORLD" else a for a in arguments]
+    try:
+        status = main([*arguments, "--out", str(tmp_path / "run")])
+    except SystemExit as stop:
+        status = stop.code
+    assert status not in (0, None)
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_command_writes_results_policy_and_curves(tmp_path, folder, capsys):
+    out = tmp_path / "run"
+    command = [str(folder), "--steps", "12", "--envs", "3", "--round-steps", "12", "--horizon", "3"]
+    assert main([*command, "--exam-episodes", "2", "--test-episodes", "2", "--out", str(out)]) == 0
+    assert "real return" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} >= {"results.json", "policy.zip", "curve.png"}

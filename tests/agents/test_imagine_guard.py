@@ -1,0 +1,94 @@
+"""The guard stops what gets better in the dream alone, and nothing else."""
+
+import numpy as np
+import pytest
+
+from kairos_env.agents.imagine.guard import Guard, Reading
+from kairos_env.agents.imagine.statistics import interquartile_mean, iqm_interval
+
+NOISE = np.random.default_rng(0).normal(0, 1.0, 20)  # how much easier one start is than another
+
+
+def reading(step, dreamed, real, *, uncertainty=1.0, wobble=0.0):
+    own = np.random.default_rng(step).normal(0, wobble, 20)
+    return Reading(step, dreamed + NOISE + own, real + NOISE - own, uncertainty)
+
+
+def judged(readings, **options):
+    guard = Guard(floor=-20.0, **options)
+    return [guard.judge(r) for r in readings]
+
+
+def test_a_policy_that_gets_better_in_both_is_left_alone():
+    verdicts = judged([reading(i, -20 + 2 * i, -20 + 2 * i) for i in range(9)])
+    assert all(v.best and not v.stop for v in verdicts)
+
+
+def test_a_real_fall_that_the_dream_does_not_show_stops_before_a_tenth_is_lost():
+    real = [-20, -10, -2, -2.3, -2.9, -3.4]
+    readings = [reading(i, max(r, -2) + 0.1 * i, r) for i, r in enumerate(real)]
+    verdicts = judged(readings)
+    [stop] = [i for i, v in enumerate(verdicts) if v.stop][:1]
+    assert real[2] - real[stop] < 0.1 * (real[2] + 20)
+    assert "The policy of step 2 is kept" in verdicts[stop].reason
+    assert "5 % of what was gained" in verdicts[stop].reason
+
+
+def test_a_dream_that_rises_alone_is_stopped_after_some_patience():
+    readings = [reading(i, -10 + i, -10 - 0.01 * (i > 0)) for i in range(6)]
+    assert [v.stop for v in judged(readings, patience=3)] == [False, False, False, True, True, True]
+
+
+def test_a_world_that_is_less_sure_shortens_the_patience():
+    readings = [reading(i, -10 + i, -10 - 0.01 * i, uncertainty=1 + i) for i in range(6)]
+    verdicts = judged(readings, patience=3)
+    assert [v.stop for v in verdicts][:3] == [False, False, True]
+    assert "less sure" in verdicts[2].reason
+
+
+def test_a_fall_in_both_is_the_algorithms_affair():
+    readings = [reading(i, r, r) for i, r in enumerate([-20, -2, -5, -8, -5, -2.1])]
+    assert not any(v.stop for v in judged(readings))
+
+
+def test_a_difference_within_the_noise_of_an_examination_is_none():
+    readings = [reading(0, -2, -2)] + [reading(i, -2, -3, wobble=6.0) for i in range(1, 4)]
+    assert not any(v.stop for v in judged(readings))
+
+
+def test_a_reached_plateau_is_no_exploitation():
+    readings = [reading(i, -1.40 + 0.01 * (i % 2), -1.50 - 0.01 * i) for i in range(8)]
+    assert not any(v.stop for v in judged(readings))
+
+
+def test_an_examination_that_was_not_dreamed_cannot_be_judged():
+    with pytest.raises(AssertionError, match="dreamed too"):
+        judged([Reading(i, None, NOISE - i, None) for i in range(2)])
+
+
+def test_the_interquartile_mean_forgets_the_outer_quarters():
+    assert interquartile_mean([-100.0, 1, 2, 3, 4, 5, 6, 100]) == pytest.approx(3.5)
+    assert interquartile_mean([[2.0, 1.0], [5.0, 7.0]]) == pytest.approx([1.5, 6.0])
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    hits = 0
+    for i in range(60):
+        scores = random.normal(0.7, 0.1, 30)
+        low, high = iqm_interval([scores], resamples=500, seed=i)[1:3]
+        hits += low <= 0.7 <= high
+    assert 51 <= hits <= 60
+
+
+def test_tasks_are_drawn_anew_each_for_itself():
+    """Two tasks without any spread leave nothing to be unsure of."""
+    estimate = iqm_interval([[0.0] * 5, [1.0] * 5])
+    assert estimate.low == estimate.high == estimate.value == 0.5
+    assert estimate.runs == 10
+
+
+@pytest.mark.parametrize("tasks", [[], [[]], [[1.0, float("nan")]]])
+def test_scores_that_are_none_are_refused(tasks):
+    with pytest.raises(ValueError, match="finite scores of at least one run"):
+        iqm_interval(tasks)
