@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from kairos_env.benchmarks.machine import write_results
+from kairos_env.benchmarks.transformer import own_model
 from kairos_env.errors import WorldError
 from kairos_env.kernels.gated_delta import gated_delta_rule
 from kairos_env.kernels.gated_delta.op import Form, gated_delta_boundaries
@@ -338,7 +339,7 @@ def half_life_section(world: "World", frames: int, dreams: int = 8) -> dict[str,
     """
     layers = {
         f"layer {i}": block.delta
-        for i, block in enumerate(world.model.mixture.video.blocks)
+        for i, block in enumerate(own_model(world).mixture.video.blocks)
         if isinstance(block.delta, GatedDeltaNet)
     }
     if not layers:
@@ -424,10 +425,11 @@ def _figures(x: Tensor) -> list[float]:
 
 def _dream(world: "World", frames: int, dreams: int, watched: Sequence[_Retention]) -> None:
     """Smooth random actions from the world's first starts."""
-    config = world.model.config
+    model = own_model(world)
+    config = model.config
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(dreams) % len(world.starts)
-    state = world.model.start(
+    state = model.start(
         torch.from_numpy(world.starts.frames)[rows],
         torch.from_numpy(world.starts.actions)[rows],
         seeds=torch.arange(dreams),
@@ -436,7 +438,7 @@ def _dream(world: "World", frames: int, dreams: int, watched: Sequence[_Retentio
     for _ in range(-(-frames // config.frames_per_chunk)):
         fresh = torch.randn(dreams, 1, config.action_size, generator=generator)
         action = (0.8 * action + 0.6 * fresh).clamp(-1, 1)
-        state, _ = world.model.step(state, action, decode=False)
+        state, _ = model.step(state, action, decode=False)
         for one in watched:
             one.commit()
 

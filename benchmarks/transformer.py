@@ -4,7 +4,7 @@ T frames; the network is one of our own worlds' by size, with random weights.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from kairos_env.world_model.mixture import FORWARD, Inputs
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
 
+if TYPE_CHECKING:
+    from kairos_env.worlds import World
+
 ACTION_SIZE, STATE_SIZE = 2, 6
 
 
@@ -24,6 +27,20 @@ def make_world(size: str, device: str, dtype: torch.dtype) -> WorldModel:
         torch.manual_seed(0)
         world = WorldModel(world_config(size, action_size=ACTION_SIZE, state_size=STATE_SIZE))
     return world.to(device, dtype).eval().requires_grad_(False)
+
+
+def own_model(world: "World") -> WorldModel:
+    """The network of a world, where it is of our own kind.
+
+    Raises:
+        ValueError: It is an imported network, whose layers are read in another way.
+    """
+    if not isinstance(world.model, WorldModel):
+        raise ValueError(
+            f"{world.name} is an imported network; this is measured on worlds that were trained "
+            "here, such as the bundled ones"
+        )
+    return world.model
 
 
 def scaling(world: WorldModel, clock: Clock, frames: Sequence[int]) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""`kairos bench memory`: theorem 1 with trained readers, or in pixels with trained worlds."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kairos_env.benchmarks.cells import Cells, Json, cell_folder
+from kairos_env.benchmarks.fidelity.config import FidelityConfig
+from kairos_env.benchmarks.fidelity.report import show
+from kairos_env.benchmarks.machine import write_results
+from kairos_env.benchmarks.memory.suite import SuiteConfig, run, settings, verdict
+
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryBench:
+    """Measure what windows forget: small trained stacks against closed forms, or worlds in pixels.
+
+    Twelve cells (task and reader) of about half a minute of processor time each; a stopped run goes
+    on with the cells that are missing.
+    """
+
+    suite: Annotated[SuiteConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=SuiteConfig
+    )
+    pixels: tuple[str, ...] = ()
+    """Worlds of KairosOcclude-v0 to compare instead, by name or folder: by the place of the ball
+    that comes back into sight, for every hidden gap."""
+    episodes: int = 200
+    """Held-out episodes for `--pixels`."""
+    horizon: int = 100
+    """Dreamed frames of each."""
+    out: Path | None = None
+    """Folder for the results; benchmarks/results of the checkout by default."""
+    cells: Path | None = None
+    """Folder that keeps finished cells; ~/.cache/kairos-env when not given."""
+    threads: int = 1
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """A few updates, to see that it runs; writes nothing unless --out is given."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    bench = tyro.cli(MemoryBench, args=list(argv), prog="kairos bench memory")
+    if bench.quick:
+        bench = dataclasses.replace(
+            bench, suite=dataclasses.replace(bench.suite, steps=3, sequences=20)
+        )
+    torch.set_num_threads(bench.threads)
+    try:
+        name, results = _pixels(bench) if bench.pixels else _suite(bench)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; finished cells are kept, the same command goes on.\n")
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.stderr.write(f"kairos bench memory: {error}\n")
+        return 1
+    if not bench.quick or bench.out is not None:
+        Console().print(f"written to {write_results(name, results, folder=bench.out)}")
+    return 0
+
+
+def _suite(bench: MemoryBench) -> tuple[str, Json]:
+    told = settings(bench.suite)
+    cells = Cells(cell_folder("memory", told, bench.cells))
+    with cells.bar:
+        found = run(bench.suite, cells)
+    results = {"settings": told, "verdict": verdict(found), "cells": found}
+    console = Console()
+    for task in dict.fromkeys(cell["task"] for cell in found):
+        console.print(_table(task, [cell for cell in found if cell["task"] == task]))
+    console.print(results["verdict"])
+    return "memory", results
+
+
+def _table(task: str, cells: list[Json]) -> Table:
+    """Measured and closed excess, a column a reader."""
+    heads = [f"{cell['reader']}, {reach(cell['reach'])}" for cell in cells]
+    table = Table("gap", *heads, title=f"{task}: excess risk, measured (closed form)")
+    for rows in zip(*(cell["gaps"] for cell in cells), strict=True):
+        texts = [f"{row['excess']:.3f} ({row['closed_excess']:.3f})" for row in rows]
+        styles = ("{}" if row["agrees"] else "[red]{}[/]" for row in rows)
+        table.add_row(
+            str(rows[0]["gap"]), *(s.format(t) for s, t in zip(styles, texts, strict=True))
+        )
+    return table
+
+
+def reach(frames: int | None) -> str:
+    """How far back a stack sees, in words."""
+    return "all frames" if frames is None else f"reach {frames}"
+
+
+def _pixels(bench: MemoryBench) -> tuple[str, Json]:
+    from kairos_env.benchmarks.memory.pixels import compare_worlds
+    from kairos_env.worlds import load_world
+
+    config = FidelityConfig(
+        episodes=bench.episodes,
+        horizon=bench.horizon,
+        horizons=(bench.horizon,),
+        fork_steps=(1,),
+        seed=bench.suite.seed,
+    )
+    worlds = [load_world(name) for name in bench.pixels]
+    with Cells(Path()).bar as bar:
+        tasks = {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=1.0)
+            bar.update(tasks[what], completed=done / of)
+
+        results = compare_worlds(worlds, config, tell=tell)
+    console = Console()
+    for name, facts in results["worlds"].items():
+        console.print(f"{name}: {' '.join(facts['layers'])}, {reach(facts['reach'])}")
+    for thing in next(iter(results["back_in_sight"].values())):
+        table = Table("hidden frames", title=f"{thing}: error when it is back in sight, px")
+        columns = list(results["back_in_sight"])
+        for name in columns:
+            table.add_column(name)
+        parts = [results["back_in_sight"][name][thing]["gaps"] for name in columns]
+        for row in zip(*parts, strict=True):
+            gap = f"{row[0]['from']} - {row[0]['to'] or ''} ({row[0]['n']} times)"
+            table.add_row(gap, *(show(part["error_px"]) for part in row))
+        console.print(table)
+    return "pixel-memory", results

@@ -1,0 +1,105 @@
+"""The same question to worlds: where is what comes out again after g hidden frames?
+
+All worlds dream the same held-out episodes. `copy` shows the last true picture for ever: it never
+knows, and stands for what forgetting costs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kairos_env.benchmarks.cells import Json
+from kairos_env.benchmarks.fidelity.behaviour import reappearance
+from kairos_env.benchmarks.fidelity.config import FidelityConfig
+from kairos_env.benchmarks.fidelity.episodes import HeldOut
+from kairos_env.benchmarks.fidelity.measure import COPY, TRUTH, gather
+from kairos_env.benchmarks.fidelity.metrics import Yardstick
+from kairos_env.benchmarks.fidelity.predictors import CopyLast, Dream, Predictor
+from kairos_env.benchmarks.fidelity.statistics import Bootstrap, Estimate
+from kairos_env.benchmarks.transformer import own_model
+
+if TYPE_CHECKING:
+    from kairos_env.worlds import World
+
+
+class UnlikeWorldsError(ValueError):
+    """Worlds that cannot be asked the same question."""
+
+
+def compare_worlds(
+    worlds: Sequence["World"],
+    config: FidelityConfig,
+    *,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> Json:
+    """Error of what comes back into sight, by hidden gap, for every world.
+
+    Raises:
+        UnlikeWorldsError: The worlds are of different environments, or nothing hides in theirs.
+    """
+    names = [world.name for world in worlds]
+    first = worlds[0]
+    environment = first.manifest.environment
+    for world in worlds[1:]:
+        theirs = world.manifest.environment
+        if (theirs, world.model.config.history) != (environment, first.model.config.history):
+            raise UnlikeWorldsError(
+                f"{world.name} is a world of {theirs.id} and {first.name} of {environment.id}, or "
+                "their chunks, frames or histories differ; compare worlds of one environment"
+            )
+    if len(set(names)) != len(names):
+        raise UnlikeWorldsError(f"worlds need different names, got {', '.join(names)}")
+    held_out = HeldOut(environment, first.model.config.history, config)
+    predictors: dict[str, Predictor] = {world.name: Dream(own_model(world)) for world in worlds}
+    try:
+        evidence = gather(
+            held_out,
+            predictors | {COPY: CopyLast(environment.frames_per_chunk)},
+            config,
+            on_progress=tell,
+        )
+    finally:
+        held_out.close()
+    things = evidence.finder.objects if evidence.finder else ()
+    if not any(thing.gone_behind for thing in things):
+        raise UnlikeWorldsError(
+            f"nothing goes out of sight in {environment.id}; give worlds of KairosOcclude-v0"
+        )
+    yard = Yardstick(
+        config=config,
+        bootstrap=Bootstrap(len(evidence.valid), resamples=config.resamples, seed=config.seed),
+        truth=evidence.traces[TRUTH],
+        valid=evidence.valid,
+        finder=evidence.finder,
+        state_names=environment.state_names,
+    )
+    return {
+        "environment": environment.id,
+        "config": dataclasses.asdict(config),
+        "worlds": {world.name: _facts(world) for world in worlds},
+        "back_in_sight": {
+            name: plain(reappearance(yard, trace))
+            for name, trace in evidence.traces.items()
+            if name != TRUTH
+        },
+    }
+
+
+def _facts(world: "World") -> Json:
+    shape = world.model.config.transformer
+    return {
+        "fingerprint": world.fingerprint,
+        "layers": list(shape.layers),
+        "parameters": sum(p.numel() for p in world.model.parameters()),
+        "reach": None if "GLA" in shape.layers else shape.reach,
+        "frames_that_windows_reach": shape.reach,
+    }
+
+
+def plain(value: Any) -> Any:
+    """Estimates as JSON values."""
+    if isinstance(value, Estimate):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
