@@ -14,6 +14,18 @@ BENCHES: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.data:main",
         "recording, storing and sampling of episodes",
     ),
+    "memory": (
+        "kairos_env.benchmarks.memory.cli:main",
+        "theorem 1: what windows forget, by closed form, in trained stacks and in worlds",
+    ),
+    "ablation": (
+        "kairos_env.benchmarks.ablation:main",
+        "windows, dilated windows and the delta rule, trained alike and compared with the truth",
+    ),
+    "efficiency": (
+        "kairos_env.benchmarks.efficiency.cli:main",
+        "size, operations and speed of our worlds, beside a U-Net denoiser and an RSSM",
+    ),
     "contraction": (
         "kairos_env.benchmarks.contraction:main",
         "theorem 2 on the kernels, and the half-lives of a trained world",
@@ -21,6 +33,10 @@ BENCHES: dict[str, tuple[str, str]] = {
     "curriculum": (
         "kairos_env.benchmarks.curriculum:main",
         "three stages against the last one alone, for the same processor time",
+    ),
+    "agents": (
+        "kairos_env.benchmarks.agents:main",
+        "keep a study of 'kairos imagine' among the results",
     ),
     "tables": (
         "kairos_env.benchmarks.tables:main",
