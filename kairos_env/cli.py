@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "plan": ("kairos_env.benchmarks.acting:plan", "plan in a world's dream, act in its real twin"),
     "act": ("kairos_env.benchmarks.acting:act", "let a world's own action stream act"),
+    "serve": ("kairos_env.agents.serve.cli:main", "answer robots over HTTP with a world's policy"),
     "fidelity": (
         "kairos_env.benchmarks.fidelity.cli:main",
         "measure how far a world's dream drifts from the truth",

@@ -17,7 +17,7 @@ from kairos_env.view import View, numpy_of, view_of, view_of_history
 from kairos_env.world_model.state import DreamState
 from kairos_env.worlds import World
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8", "int4", "fp8"]
 
 
 class Dreams:
@@ -92,7 +92,8 @@ class Dreams:
                 text_mask=self._tensor(told.mask) if told else None,
             )
         frames = beginning.frames if self.decode else None
-        view = view_of_history(frames, numpy_of(latents), beginning.state, self.frames)
+        shown = latents.repeat_interleave(model.config.tokenizer.temporal, dim=1)
+        view = view_of_history(frames, numpy_of(shown), beginning.state, self.frames)
         if self._imagines:
             c = model.config
             unknown = np.full((len(view), self.frames * c.actions_per_frame, c.action_size), np.nan)
@@ -136,7 +137,7 @@ class Dreams:
 
     def _rounded(self) -> AbstractContextManager[None]:
         """Within it, large products are done in the chosen precision."""
-        if self._precision == "float32":
+        if self._precision != "bfloat16":
             return nullcontext()
         context: AbstractContextManager[None] = torch.autocast(
             self.world.dreamer.device.type, dtype=torch.bfloat16

@@ -10,12 +10,13 @@ from gymnasium.vector import AutoresetMode
 from kairos_env.errors import OptionError
 from kairos_env.manifest import Manifest
 from kairos_env.view import OBSERVATIONS
+from kairos_env.world_model.quantise import WEIGHTS
 
 LONG = 2**62
 LARGEST = 10_000
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "observation": OBSERVATIONS,
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", *WEIGHTS),
     "render_mode": (None, "rgb_array", "rgb_array_list"),
 }
 

@@ -43,6 +43,7 @@ from kairos_env.snapshot import DreamSnapshot
 from kairos_env.spaces import chunk_space, encode_actions
 from kairos_env.streams import Fresh, Streams
 from kairos_env.view import Observation, ObservationKind, Observer, masked, one_dream
+from kairos_env.world_model.quantise import WEIGHTS
 from kairos_env.worlds import World, load_world
 
 Infos = dict[str, Any]
@@ -64,7 +65,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         frames_per_chunk: F, a multiple of the world's own; the action chunk grows with it.
         max_uncertainty: Truncate an episode when its uncertainty is above this.
         window: Frames that a windowed layer looks back over; None takes the world's own.
-        precision: "float32", or "bfloat16" for the large products.
+        precision: "float32"; "bfloat16" for the large products; or "int8", "fp8", "int4" for the
+            weights of the blocks, which saves memory.
         compile: Use `torch.compile`; the first steps at each batch size take a minute or more.
         all_frames: Observe all F frames of a step (a new first axis) instead of the last.
         decode: False leaves `frames` out of the infos of observations that need none: faster.
@@ -126,6 +128,8 @@ class DreamVectorEnv(VectorEnv[Any, NDArray[Any], NDArray[Any]]):
         self.world = load_world(world, device=device)
         if window is not None and window != self.world.manifest.model.transformer.window:
             self.world = self.world.with_window(window)
+        if precision in WEIGHTS:
+            self.world = self.world.with_weights(precision)
         self.settings.check_state(self.world.manifest)
         if not self.world.manifest.answers:
             warnings.warn(f"world {self.world.name!r}: {DEAF}", DeafWorldWarning, stacklevel=2)

@@ -48,6 +48,7 @@ from kairos_env.starts import Starts, read_starts, write_starts
 from kairos_env.world_model.checkpoint import cast_tensors
 from kairos_env.world_model.config import to_json
 from kairos_env.world_model.published.world import PublishedWorld
+from kairos_env.world_model.quantise import WeightPrecision, quantise
 from kairos_env.world_model.tensor_files import TensorFiles, write_tensors
 from kairos_env.world_model.world_model import WorldConfig, WorldModel
 
@@ -124,10 +125,20 @@ class World:
         config = self.manifest.model
         transformer = dataclasses.replace(config.transformer, window=window)
         config = dataclasses.replace(config, transformer=transformer)
+        manifest = dataclasses.replace(self.manifest, model=config)
+        return World(self.path, manifest, self._shared(config), self.starts)
+
+    def with_weights(self, precision: WeightPrecision) -> "World":
+        """The same world with the blocks' weights rounded; the others are shared."""
+        model = self._shared(self.manifest.model)
+        quantise(model, precision)
+        return World(self.path, self.manifest, model, self.starts)
+
+    def _shared(self, config: WorldConfig) -> WorldModel | PublishedWorld:
+        """Another model with these weights; nothing is copied."""
         model = empty_model(config)
         model.load_state_dict(self.dreamer.state_dict(), assign=True)
-        manifest = dataclasses.replace(self.manifest, model=config)
-        return World(self.path, manifest, model, self.starts)
+        return model
 
     @functools.cached_property
     def compiled_step(self) -> Callable[..., Any]:
