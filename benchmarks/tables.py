@@ -182,6 +182,187 @@ def agents_table(root: Path) -> str:
     return text.removesuffix("\n")
 
 
+def memory_table(root: Path) -> str:
+    """Excess risk of trained readers beside the closed form, task by task."""
+    text = ""
+    for result in results("memory", root):
+        cells = result["cells"]
+        for task in dict.fromkeys(one["task"] for one in cells):
+            readers = [one for one in cells if one["task"] == task]
+            heads = [
+                f"{one['reader']} ({'all' if one['reach'] is None else one['reach']})"
+                for one in readers
+            ]
+            rows = [
+                [
+                    gaps[0]["gap"],
+                    *(f"{gap['excess']:.4f} / {gap['closed_excess']:.4f}" for gap in gaps),
+                    ", ".join(f"{gap['risk_ratio']:.3f}" for gap in gaps),
+                ]
+                for gaps in zip(*(one["gaps"] for one in readers), strict=True)
+            ]
+            text += f"{task.capitalize()}:\n\n"
+            text += markdown(("gap", *heads, "risk / closed form"), rows) + "\n"
+        found = result["verdict"]
+        sizes = ", ".join(f"{one['parameters']:,}" for one in readers)
+        text += (
+            f"{found['agree']} of {found['rows']} within 10 % of the closed form or two standard "
+            f"errors, {found['below_bound']} below the bound; {sizes} parameters.\n"
+        )
+        text += origin(result)
+    return text
+
+
+def contraction_table(root: Path) -> str:
+    """How loose each bound is."""
+    text = ""
+    for result in results("contraction", root):
+        found = result["chain"]
+        rows = []
+        for row in found["looseness"]:
+            upper = row["half_life_to"]
+            span = f"{row['half_life_from']:g} - {upper:g}" if upper else "longer"
+            rows.append([span, row["settings"], *map(cell, row["median"].values())])
+        head = ("half-life, tokens", "settings", *found["looseness"][0]["median"])
+        text += markdown(head, rows)
+        text += (
+            f"\n{found['settings']:,} settings of {found['tokens']} tokens: {found['violations']} "
+            f"violations; the linear formula is off by {found['linear_formula_off_by']:.1e} at "
+            f"most. The printed condition held in {share(found['paper_condition_holds'])} of the "
+            f"tokens, a + b was 1 or more in {share(found['paper_factor_at_least_1'])}.\n"
+        )
+        text += origin(result)
+    return text
+
+
+def half_life_table(root: Path) -> str:
+    """What the heads of a trained world remember."""
+    text = ""
+    for result in results("contraction", root):
+        found = result.get("half_lives")
+        if not found:
+            continue
+        rows = [
+            [f"{layer}, head {i}", *(cell(value) for value in values)]
+            for layer, row in found["layers"].items()
+            for i, values in enumerate(
+                zip(
+                    row["at_bias"],
+                    row["random_memory"],
+                    row["slowest_direction"],
+                    row["left_of_random_memory"],
+                    strict=True,
+                )
+            )
+        ]
+        kept = f"left after {found['frames']} frames"
+        head = ("half-life, frames", "at its bias", "random memory", "slowest direction", kept)
+        text += f"World `{found['world']}`, {found['dreams']} dreams:\n\n"
+        text += markdown(head, rows) + origin(result)
+    return text
+
+
+def ablation_table(root: Path) -> str:
+    """Kinds of memory, trained alike."""
+    from kairos_env.benchmarks.ablation import figures
+
+    text = ""
+    for result in results("ablation", root):
+        for scene in dict.fromkeys(row["scene"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["scene"] == scene]
+            told = [figures(row) for row in rows]
+            lines = [
+                ["parameters", *(f"{row['parameters']:,}" for row in rows)],
+                ["MFLOP a step", *(f"{row['megaflops_per_step']:.1f}" for row in rows)],
+                [
+                    "updates",
+                    *(" + ".join(str(s["updates"]) for s in row["stages"]) for row in rows),
+                ],
+                *([name, *(known(one.get(name)) for one in told)] for name in told[0]),
+            ]
+            head = ("", *(f"{row['variant']} (reach {row['reach']})" for row in rows))
+            text += f"{scene}:\n\n" + markdown(head, lines) + "\n"
+        text += origin(result).removeprefix("\n")
+    return text
+
+
+def size_table(root: Path) -> str:
+    """Numbers, memory and operations of our worlds, their peers and the published networks."""
+    text = ""
+    for result in results("efficiency", root):
+        rows = [
+            [
+                result["world"]["name"] if row["name"] == "world" else row["name"],
+                f"{1e-6 * row['parameters']:.2f}",
+                f"{row['megabytes']:.1f}",
+                f"{row['kilobytes_per_dream']:.0f}",
+                cell(row.get("megaflops_per_step")),
+                cell(row["megaflops_per_step_with_picture"]),
+            ]
+            for row in result["sizes"] + result["peers"]
+        ]
+        head = ("", "parameters, M", "weights, MB", "memory of a dream, kB")
+        text += markdown((*head, "MFLOP a step", "with the picture"), rows) + "\n"
+        rows = [
+            [row["name"], f"{1e-9 * row['parameters']:.3f}", f"{row['gigabytes_bfloat16']:.1f}"]
+            for row in result["published"]["networks"]
+        ]
+        text += markdown(("published", "parameters, G", "bfloat16, GB"), rows)
+        costs = result["published"]["video_teraflops_per_pass"]
+        text += "".join(
+            f"\nOne pass of the video stream over {clip}: {cell(cost)} TFLOP.\n"
+            for clip, cost in costs.items()
+        )
+        text += origin(result)
+    return text
+
+
+def latency_table(root: Path) -> str:
+    """Times of a step, in turns."""
+    text = ""
+    for result in results("efficiency", root):
+        names = list(result["latency"][0]["step_ms"])
+        rows = [
+            [
+                row["batch"],
+                *(f"{cell(row['step_ms'][n])} ({cell(row['times_ours'][n])})" for n in names),
+                cell(rate["env_steps_per_second"]),
+            ]
+            for row, rate in zip(result["latency"], result["environment"], strict=True)
+        ]
+        head = ("dreams", *(f"{name}, ms" for name in names), "env steps/s")
+        text += markdown(head, rows)
+        text += (
+            f"\nLoad of the machine before and after: {result['load'][0]}, {result['load'][1]}.\n"
+        )
+        text += origin(result)
+    return text
+
+
+def growth_table(root: Path) -> str:
+    """Time against length, and the next step against age, in the run of the peers."""
+    text = ""
+    for result in results("efficiency", root):
+        length, age = result["length"], result["age"]
+        head = ("frames of one pass", *length["frames"], "R² of a line")
+        row = ("ms", *map(cell, length["pass_ms"]), f"{length['linear_fit_r2']:.5f}")
+        text += markdown(head, [row]) + "\n"
+        head = ("age of a dream, frames", *age["step_ms"])
+        sizes = {f"{1e-3 * size:.0f}" for size in age["state_bytes"].values()}
+        rows = [
+            ("next step, ms", *map(cell, age["step_ms"].values())),
+            ("against the first", *map(cell, age["ratio_to_first"].values())),
+        ]
+        text += markdown(head, rows) + f"\nMemory at every age: {' or '.join(sorted(sizes))} kB.\n"
+        text += origin(result)
+    return text
+
+
+def known(estimate: Mapping[str, Any] | None) -> str:
+    """An interval, or a hyphen where nothing could be measured."""
+    return interval(estimate if estimate and estimate["value"] is not None else None)
+
+
 def interval(estimate: Mapping[str, Any] | None) -> str:
     """A statistic with where 95 % of its bootstrap draws lie."""
     if estimate is None:
@@ -207,6 +388,13 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "scaling": scaling_table,
     "data": data_table,
     "agents": agents_table,
+    "memory": memory_table,
+    "contraction": contraction_table,
+    "half_lives": half_life_table,
+    "ablation": ablation_table,
+    "sizes": size_table,
+    "latency": latency_table,
+    "growth": growth_table,
     "planning": partial(decision_table, "planning"),
     "acting": partial(decision_table, "acting"),
 }

@@ -6,7 +6,7 @@ knows, and stands for what forgetting costs.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kairos_env.benchmarks.cells import Json
 from kairos_env.benchmarks.fidelity.behaviour import reappearance
@@ -15,7 +15,8 @@ from kairos_env.benchmarks.fidelity.episodes import HeldOut
 from kairos_env.benchmarks.fidelity.measure import COPY, TRUTH, gather
 from kairos_env.benchmarks.fidelity.metrics import Yardstick
 from kairos_env.benchmarks.fidelity.predictors import CopyLast, Dream, Predictor
-from kairos_env.benchmarks.fidelity.statistics import Bootstrap, Estimate
+from kairos_env.benchmarks.fidelity.report import plain
+from kairos_env.benchmarks.fidelity.statistics import Bootstrap
 from kairos_env.benchmarks.transformer import own_model
 
 if TYPE_CHECKING:
@@ -94,12 +95,3 @@ def _facts(world: "World") -> Json:
         "reach": None if "GLA" in shape.layers else shape.reach,
         "frames_that_windows_reach": shape.reach,
     }
-
-
-def plain(value: Any) -> Any:
-    """Estimates as JSON values."""
-    if isinstance(value, Estimate):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list) else value
