@@ -54,11 +54,11 @@ class PlanArguments(Common):
 
     method: tuple[Literal["cem", "icem", "mppi"], ...] = ("cem",)
     """Searches to compare."""
-    horizon: int = 6
+    horizon: int = 5
     """Steps that are planned ahead."""
-    candidates: int = 64
+    candidates: int = 32
     """Sequences in a round."""
-    iterations: int = 4
+    iterations: int = 3
     """Rounds."""
     hold: int | None = None
     """Low-level actions for which a planned one is held; a whole step when not given."""
