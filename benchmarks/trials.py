@@ -77,21 +77,18 @@ class Trials:
             ValueError: The file holds another measurement.
         """
         document = self._opened()
+        for name, contestant in self.contestants.items():
+            if contestant.thinks and name not in document["costs"]:
+                document["costs"][name] = {"gflop": gigaflops(env, contestant.policy)}
         wanted = [(n, name) for n in range(self.episodes) for name in self.contestants]
         done = {(trial["episode"], trial["policy"]) for trial in document["trials"]}
         for number, (episode, name) in enumerate(wanted):
             if on_progress is not None:
                 on_progress(number, len(wanted))
             if (episode, name) not in done:
-                trial = self._trial(env, episode, name)
-                document["trials"].append(trial)
-                document["results"] = summary(document["trials"], self.contestants)
-                self._write(document)
-        for name, contestant in self.contestants.items():
-            if contestant.thinks and "gflop" not in document["costs"].get(name, {}):
-                document["costs"][name] = {"gflop": gigaflops(env, contestant.policy)}
-        document["results"] = summary(document["trials"], self.contestants)
-        self._write(document)
+                document["trials"].append(self._trial(env, episode, name))
+            document["results"] = summary(document["trials"], self.contestants)
+            self._write(document)
         if on_progress is not None:
             on_progress(len(wanted), len(wanted))
         return document
