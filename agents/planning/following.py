@@ -39,6 +39,7 @@ class Decider(Protocol):
 class FollowingPolicy:
     """A `Policy` for the real twin of a world that sees pixels alone.
 
+    It must take every step of an episode itself: what another policy does goes unseen.
     `info["decision_seconds"]` of each step tells how long it looked and thought, on the clock, and
     `info["decision_cpu_seconds"]` how much processor time that took.
 
@@ -80,7 +81,9 @@ class FollowingPolicy:
                 the steps.
         """
         start = _clocks()
-        dream = self.dream or first_sight(self.world, frame, self._seed)
+        dream = self.dream
+        if dream is None:
+            dream = first_sight(self.world, frame, self._seed)
         chunk = decode_actions(env.action_space, self.decider.decide(dream))
         decided = _clocks()
         step = execute(env, chunk)
