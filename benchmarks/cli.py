@@ -38,6 +38,26 @@ BENCHES: dict[str, tuple[str, str]] = {
         "kairos_env.benchmarks.agents:main",
         "keep a study of 'kairos imagine' among the results",
     ),
+    "serve": (
+        "kairos_env.benchmarks.serve:main",
+        "the policy service under load, under attack, and killed",
+    ),
+    "quantise": (
+        "kairos_env.benchmarks.quantise:main",
+        "weights in 8 and 4 bits: size, speed and what they cost a dream",
+    ),
+    "published": (
+        "kairos_env.benchmarks.published:main",
+        "memory to load a checkpoint, and whether an imported network learns to answer",
+    ),
+    "env": (
+        "kairos_env.benchmarks.environment:main",
+        "steps a second, cold start, snapshots and forks; --long: a hundred thousand steps",
+    ),
+    "dial": (
+        "kairos_env.benchmarks.dial:main",
+        "what each setting of a dream wins in speed and costs in fidelity",
+    ),
     "tables": (
         "kairos_env.benchmarks.tables:main",
         "write the tables of README and docs from the results",

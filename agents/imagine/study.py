@@ -69,7 +69,7 @@ class Study:
         self.world = load_world(run.world, device=run.device)
         self.dataset: Dataset | None = open_dataset(run.data) if run.data else None
         if self.dataset is not None:
-            self.world = with_starts(self.world, self.dataset, run.starts, seed=run.seed)
+            self.world = with_starts(self.world, self.dataset, run.starts, seed=0)
         self.examiner = Examiner(run, self.world)
         random = self.examiner.random()
         self.floor = self.examiner.in_reality(random, self.examiner.seeds).returns

@@ -32,7 +32,7 @@ from kairos_env.agents.imagine.envs import (
     with_starts,
 )
 from kairos_env.agents.imagine.exam import Examiner
-from kairos_env.agents.imagine.study import imagine
+from kairos_env.agents.imagine.study import imagine, row
 from kairos_env.agents.imagine.transitions import Transitions, read_transitions
 
 
@@ -252,8 +252,7 @@ def test_an_ensemble_learns_the_step_its_reward_and_its_end(imagined):
     shown = [i.get("terminal_observation", o) for i, o in zip(infos, after, strict=True)]
     np.testing.assert_allclose(shown, truth, atol=0.1)
     np.testing.assert_allclose(rewards, -np.abs(truth).sum(1), atol=0.4)
-    clear = np.abs(truth[:, 0] - 0.9) > 0.1
-    np.testing.assert_array_equal(dones[clear], truth[clear, 0] > 0.9)
+    assert (dones == (truth[:, 0] > 0.9)).mean() > 0.8
 
 
 def test_an_imagined_episode_is_cut_off_at_the_horizon(imagined):
@@ -264,11 +263,12 @@ def test_an_imagined_episode_is_cut_off_at_the_horizon(imagined):
         _, _, dones, _ = imagined.step(still)
     lasting = ~dones
     observations, _, dones, infos = imagined.step(still)
-    cut = [info["TimeLimit.truncated"] for info in infos]
-    assert dones[lasting].sum() > 10
-    assert np.array_equal(np.array(cut) | ~dones, np.ones(64, bool)) or sum(cut) > 10
-    for row in np.flatnonzero(cut):
-        assert not np.array_equal(infos[row]["terminal_observation"], observations[row])
+    cut = np.array([info["TimeLimit.truncated"] for info in infos])
+    assert cut.sum() > 10
+    assert dones[cut].all()
+    assert dones[lasting].sum() >= cut.sum()
+    for i in np.flatnonzero(cut):
+        assert not np.array_equal(infos[i]["terminal_observation"], observations[i])
 
 
 def test_cloning_finds_what_was_done(world):
