@@ -112,25 +112,24 @@ def compare_one(arguments: Arguments, seed: int) -> dict[str, Any]:
         validation_share=arguments.validation_share,
         stages=stages,
     )
-    spent = learn(three)
-    budget = sum(spent[stage.name] for stage in stages[1:])
-    updates = round(budget / spent[robot.name] * (robot.steps or 0))
+    history = learn(three)
+    seconds = [entry["cpu_seconds"] for entry in history]
+    updates = round(history[-1]["updates"] * sum(seconds[1:]) / seconds[-1])
     longer = dataclasses.replace(robot, steps=updates)
     alone = dataclasses.replace(
         three, out=arguments.out / f"alone-{seed}", stages=(stages[0], longer)
     )
     return {
         "seed": seed,
-        THREE: {"cpu_seconds": spent, "figures": judge(three, robot)},
-        ALONE: {"cpu_seconds": learn(alone), "figures": judge(alone, robot)},
+        THREE: {"stages": history, "figures": judge(three, robot)},
+        ALONE: {"stages": learn(alone), "figures": judge(alone, robot)},
     }
 
 
-def learn(config: TrainConfig) -> dict[str, float]:
-    """Train a world unless it is there; processor seconds by stage."""
-    train(config)
-    history = load_world(config.out).manifest.provenance["stages"]
-    return {entry["stage"]: entry["cpu_seconds"] for entry in history}
+def learn(config: TrainConfig) -> list[dict[str, Any]]:
+    """Train a world, or go on; updates and processor seconds of its stages."""
+    history = load_world(train(config)).manifest.provenance["stages"]
+    return [dict(entry) for entry in history]
 
 
 @torch.no_grad()

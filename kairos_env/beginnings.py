@@ -118,6 +118,12 @@ def from_frames(
     n, T = frames.shape[:2]
     if T < 1:
         raise OptionError("a history needs at least one frame, got none")
+    coded = world.manifest.model.tokenizer.temporal
+    if T % coded:
+        raise OptionError(
+            f"world {world.name!r} codes {coded} frames together: a history needs a multiple of "
+            f"{coded} frames, got {T}"
+        )
     actions = None
     if "actions" in options:
         actions = _encoded_actions(world, options["actions"], T, B)[where]

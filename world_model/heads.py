@@ -8,6 +8,7 @@ Shapes: B batch, T transitions, C h w a latent frame, L tokens, D token width, S
 """
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,9 @@ class HeadsConfig:
     """How much more a terminal transition counts than an ordinary one."""
     end_threshold: float = 0.5
     """The probability from which the dream says that the episode has ended."""
+    calibration: tuple[tuple[float, float], ...] = ()
+    """Points (stated, true) of the map from the heads' own spread to the error that dreams of
+    held-out episodes really had, both rising; none: what the heads say is taken as it is."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -36,6 +40,12 @@ class HeadsConfig:
         positive(self, "channels")
         if self.state_size < 0:
             raise ValueError(f"HeadsConfig.state_size must not be negative, got {self.state_size}")
+        for axis in zip(*self.calibration, strict=True):
+            if not (min(axis) > 0 and all(a <= b for a, b in itertools.pairwise(axis))):
+                raise ValueError(
+                    "HeadsConfig.calibration must be points of positive, rising numbers, "
+                    f"got {self.calibration}"
+                )
         if not 0.0 < self.end_threshold < 1.0:
             raise ValueError(
                 f"HeadsConfig.end_threshold must lie in (0, 1), got {self.end_threshold}"
@@ -53,6 +63,24 @@ class Readout(NamedTuple):
     """(B, T, S)."""
     spread: Tensor
     """(B, T, 1 + S): the error that the model expects of its reward and state, in their units."""
+
+
+def calibrated(spread: Tensor, points: tuple[tuple[float, float], ...]) -> Tensor:
+    """The error to be expected where a spread is stated.
+
+    Straight between the points; beyond the first and the last in proportion to them.
+    """
+    if not points:
+        return spread
+    stated, true = (spread.new_tensor(axis) for axis in zip(*points, strict=True))
+    right = torch.searchsorted(stated, spread.contiguous()).clamp(1, max(1, len(points) - 1))
+    left = right - 1
+    right = right.clamp_max(len(points) - 1)
+    share = (spread - stated[left]) / (stated[right] - stated[left]).clamp_min(1e-12)
+    between = true[left] + share.clamp(0, 1) * (true[right] - true[left])
+    beyond = torch.where(spread < stated[0], spread / stated[0], spread / stated[-1]).clamp_min(0)
+    outside = (spread < stated[0]) | (spread > stated[-1])
+    return torch.where(outside, beyond * between, between)
 
 
 class Heads(nn.Module):

@@ -1,8 +1,10 @@
 """Frames and actions as the transformer reads them: each frame beside what came before it.
 
 Shapes: B batch, T frames, C h w a latent frame, P previous frames, A actions per frame, D their
-size.
+size, r frames coded together as one latent frame.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -41,3 +43,43 @@ def led_by(actions: Tensor) -> Tensor:
     """Actions (B, T - 1, A, D) beside the frames that they lead to: (B, T, A, D), first unknown."""
     B, _, A, D = actions.shape
     return torch.cat([actions.new_zeros(B, 1, A, D), actions], dim=1)
+
+
+def together(actions: Tensor, r: int) -> Tensor:
+    """Actions between frames (B, T - 1, A, D) as actions between latent frames of r frames each.
+
+    Those inside the first latent frame lead nowhere and are left out: (B, T / r - 1, r A, D).
+    """
+    if (actions.shape[1] + 1) % r:
+        raise ValueError(
+            f"{r} frames are coded together: expected actions between a multiple of {r} frames, "
+            f"got {actions.shape[1]} groups of actions"
+        )
+    return actions[:, r - 1 :].unflatten(1, (-1, r)).flatten(2, 3)
+
+
+def at_last(values: Tensor, r: int) -> Tensor:
+    """Values of latent frames (B, N) as values of frames (B, r N): at the last of r, else zero."""
+    frames = values.new_zeros(*values.shape, r)
+    frames[..., -1] = values
+    return frames.flatten(1)
+
+
+def coded(clips: Mapping[str, Tensor], r: int) -> dict[str, Tensor]:
+    """Clips of frames as clips of latent frames; latents are those of each frame and its followers.
+
+    Rewards add up, an end anywhere is an end, the state is that after the last frame, and a latent
+    frame is there when its first frame is.
+    """
+    if r == 1:
+        return dict(clips)
+    changed = {
+        "actions": together(clips["actions"], r),
+        "rewards": clips["rewards"][:, r - 1 :].unflatten(1, (-1, r)).sum(2),
+        "terminated": clips["terminated"][:, r - 1 :].unflatten(1, (-1, r)).any(2),
+        "state": clips["state"][:, r - 1 :: r],
+        "valid": clips["valid"][:, ::r],
+    }
+    if "latents" in clips:
+        changed["latents"] = clips["latents"][:, ::r]
+    return {**clips, **changed}

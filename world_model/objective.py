@@ -114,13 +114,13 @@ class Draws:
     ) -> "Draws":
         """Draw for a batch of clips, on the generator's device."""
         B, T = clips["valid"].shape
-        chunks = T // config.frames_per_chunk
-        if T % config.frames_per_chunk:
+        chunks = T // config.latents_per_chunk
+        if T % config.latents_per_chunk:
             raise ValueError(
-                f"clips of {T} frames cannot be cut into chunks of {config.frames_per_chunk}"
+                f"clips of {T} frames cannot be cut into chunks of {config.latents_per_chunk}"
             )
         loss, latent = config.loss, (B, T, *config.latent_shape)
-        actions = (B, T, config.actions_per_frame, config.action_size)
+        actions = (B, T, config.actions_per_latent, config.action_size)
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.randn(shape, generator=generator, device=generator.device)
@@ -257,7 +257,7 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
         text=text,
         text_mask=mask,
     )
-    chunk = world.config.frames_per_chunk
+    chunk = world.config.latents_per_chunk
     return Past(truth=truth, valid=clips["valid"], chunk=chunk, inputs=inputs)
 
 

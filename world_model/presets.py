@@ -125,11 +125,12 @@ def world_config(
     frames_per_chunk: int = 1,
     layers: tuple[LayerKind, ...] | None = None,
     text: bool = False,
+    temporal: int = 1,
 ) -> WorldConfig:
     """The world model of a size for an environment with these actions, states and frames.
 
     `layers` names other kinds of memory than the size's (SWA, SWA, DSWA, GLA) groups; a world with
-    `text` reads what it is told in words.
+    `text` reads what it is told in words; `temporal` frames are coded as one latent frame.
     """
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
@@ -158,11 +159,11 @@ def world_config(
         anchor=True,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
-        actions_per_frame=actions_per_frame,
+        actions_per_frame=actions_per_frame * temporal,
         action_conditions_time=True,
     )
     return WorldConfig(
-        tokenizer=TokenizerConfig(frame_size=frame_size, channels=channels),
+        tokenizer=TokenizerConfig(frame_size=frame_size, channels=channels, temporal=temporal),
         transformer=transformer,
         heads=HeadsConfig(state_size=state_size, hidden=s.head_hidden, channels=s.stem_channels),
         text=TextConfig() if text else None,

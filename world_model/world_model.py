@@ -30,8 +30,8 @@ from kairos_env.world_model.flow import (
     sample_jointly,
     velocity_from_x0,
 )
-from kairos_env.world_model.heads import Heads, HeadsConfig
-from kairos_env.world_model.history import led_by, slide
+from kairos_env.world_model.heads import Heads, HeadsConfig, calibrated
+from kairos_env.world_model.history import at_last, led_by, slide, together
 from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Heard, Inputs, Mixture
 from kairos_env.world_model.noise import counter_normal
 from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
@@ -82,10 +82,10 @@ class WorldConfig:
                 "WorldConfig: networks with published windows (semantics flash or flex) dream as "
                 f"`imported` says, others have none; got {t.semantics!r} and {self.imported}"
             )
-        if self.tokenizer.temporal != 1:
+        if self.frames_per_chunk % self.tokenizer.temporal:
             raise ValueError(
-                "WorldConfig: the dynamics reads one latent frame per frame, but the tokenizer "
-                f"codes {self.tokenizer.temporal} frames together; use TokenizerConfig.temporal = 1"
+                f"WorldConfig: the tokenizer codes {self.tokenizer.temporal} frames together; "
+                f"frames_per_chunk must be a multiple of that, got {self.frames_per_chunk}"
             )
         if self.chunk % self.frames_per_chunk:
             raise ValueError(
@@ -93,12 +93,12 @@ class WorldConfig:
                 f"{self.frames_per_chunk} frames"
             )
         if t.action is not None and (
-            t.actions_per_frame != self.actions_per_frame or t.action.channels != self.action_size
+            t.actions_per_frame != self.actions_per_latent or t.action.channels != self.action_size
         ):
             raise ValueError(
                 f"WorldConfig: the transformer takes {t.actions_per_frame} actions of "
-                f"{t.action.channels} numbers per frame, the world gives {self.actions_per_frame} "
-                f"of {self.action_size}"
+                f"{t.action.channels} numbers per latent frame, the world gives "
+                f"{self.actions_per_latent} of {self.action_size}"
             )
         if self.text is not None and self.text.dim != t.text_dim:
             raise ValueError(
@@ -122,6 +122,16 @@ class WorldConfig:
         return self.chunk // self.frames_per_chunk
 
     @property
+    def actions_per_latent(self) -> int:
+        """Actions that lead to one latent frame, which may code several frames."""
+        return self.actions_per_frame * self.tokenizer.temporal
+
+    @property
+    def latents_per_chunk(self) -> int:
+        """Latent frames that a step predicts together."""
+        return self.frames_per_chunk // self.tokenizer.temporal
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
         return (self.tokenizer.latent_channels, *self.tokenizer.latent_size)
@@ -138,13 +148,13 @@ class Prediction:
     """What one step of B dreams gives."""
 
     latents: Tensor
-    """(B, F, C, h, w)."""
+    """(B, F, C, h, w): of frames that are coded together, their one latent frame for each."""
     reward: Tensor
-    """(B, F): reward of each frame's actions."""
+    """(B, F): reward of each frame's actions; of frames that are coded together, at their last."""
     end_probability: Tensor
-    """(B, F)."""
+    """(B, F), likewise."""
     state: Tensor
-    """(B, F, S)."""
+    """(B, F, S): after the last of the frames that are coded together."""
     uncertainty: Tensor
     """(B,): the error that the model expects of its state and reward, in deviations of the data."""
     frames: Tensor | None = None
@@ -183,7 +193,7 @@ class WorldModel(nn.Module):
             config.heads,
             config.latent_shape,
             (config.frame_tokens, config.transformer.video.dim),
-            config.actions_per_frame * config.action_size,
+            config.actions_per_latent * config.action_size,
         )
         self.text = TextEncoder(config.text) if config.text else None
 
@@ -230,6 +240,8 @@ class WorldModel(nn.Module):
         """`start` for frames that are encoded already: (B, T, C, h, w)."""
         if text is None:
             text, text_mask = self.tell(None, len(latents))
+        if actions is not None:
+            actions = together(actions, self.config.tokenizer.temporal)
         return self._begin(latents, actions, seeds, text, text_mask)
 
     def tell(self, words: Tensor | None, count: int) -> tuple[Tensor | None, Tensor | None]:
@@ -260,7 +272,7 @@ class WorldModel(nn.Module):
         known = torch.full((B, T), actions is not None, device=latents.device)
         known[:, 0] = False  # nothing led to the first frame
         if actions is None:
-            shape = (B, T - 1, self.config.actions_per_frame, self.config.action_size)
+            shape = (B, T - 1, self.config.actions_per_latent, self.config.action_size)
             actions = latents.new_zeros(shape)
         # Before the first frame stands the first frame itself: nothing has moved yet.
         previous = latents[:, :1].expand(-1, self.config.transformer.previous_frames, -1, -1, -1)
@@ -296,9 +308,10 @@ class WorldModel(nn.Module):
                 "None where they are unknown"
             )
         latents = self.tokenizer.encode(frames)
-        known = torch.full((B, T), actions is not None, device=latents.device)
+        known = torch.full(latents.shape[:2], actions is not None, device=latents.device)
         if actions is None:
             actions = latents.new_zeros(shape)
+        actions = actions.unflatten(1, (T // c.tokenizer.temporal, -1)).flatten(2, 3)
         return self._remember(state, latents, actions, known=known)[0]
 
     @torch.no_grad()
@@ -317,19 +330,22 @@ class WorldModel(nn.Module):
                 "an action chunk has shape (dreams, actions, action size), here "
                 f"{expected}, got {tuple(chunk.shape)}"
             )
-        actions = chunk.unflatten(1, (self.config.frames_per_chunk, -1))  # (B, F, A, D)
+        actions = chunk.unflatten(1, (self.config.latents_per_chunk, -1))  # (B, F / r, r A, D)
         heard = self._hear(state, actions)
         latents = self._dream(state, actions, heard, denoise_steps or self.config.denoise_steps)
         before = torch.cat([state.previous[:, -1:], latents[:, :-1]], dim=1)
         state, tokens = self._commit(state, latents, actions, heard)
         readout = self.heads(before, latents, actions, tokens)
         scale = torch.cat([self.heads.reward_scale[None], self.heads.state_scale])
+        r = self.config.tokenizer.temporal
         prediction = Prediction(
-            latents=latents,
-            reward=readout.reward,
-            end_probability=readout.end_logit.sigmoid(),
-            state=readout.state,
-            uncertainty=(readout.spread / scale).square().mean((1, 2)).sqrt(),
+            latents=latents.repeat_interleave(r, dim=1),
+            reward=at_last(readout.reward, r),
+            end_probability=at_last(readout.end_logit.sigmoid(), r),
+            state=readout.state.repeat_interleave(r, dim=1),
+            uncertainty=calibrated(
+                (readout.spread / scale).square().mean((1, 2)).sqrt(), self.heads.config.calibration
+            ),
             frames=self.tokenizer.decode(latents) if decode else None,
         )
         return state, prediction
@@ -342,7 +358,7 @@ class WorldModel(nn.Module):
             raise ValueError("a dream starts from at least one frame, got none")
         if seeds.shape != (B,):
             raise ValueError(f"{B} histories need as many seeds, got {tuple(seeds.shape)}")
-        expected = (B, T - 1, c.actions_per_frame, c.action_size)
+        expected = (B, T - 1, c.actions_per_latent, c.action_size)
         if actions is not None and tuple(actions.shape) != expected:
             raise ValueError(
                 f"{T} frames are joined by actions of shape (dreams, frames - 1, actions per "
@@ -449,7 +465,7 @@ class WorldModel(nn.Module):
         outputs = self.mixture(
             inputs,
             FORWARD,
-            chunk_frames=self.config.frames_per_chunk,
+            chunk_frames=self.config.latents_per_chunk,
             memory=state.layers,
             heard=heard,
             commit=True,
@@ -494,8 +510,8 @@ class WorldModel(nn.Module):
             ValueError: the world has no action stream, or the arguments do not fit.
         """
         seeds, foresight = self._acting_seeds(state, mode, seeds), mode == "joint"
-        c, B, F = self.config, len(state), self.config.frames_per_chunk
-        chunk, frames = (F, c.actions_per_frame, c.action_size), (F, *c.latent_shape)
+        c, B, F = self.config, len(state), self.config.latents_per_chunk
+        chunk, frames = (F, c.actions_per_latent, c.action_size), (F, *c.latent_shape)
         noises = [counter_normal(seeds, state.frame, chunk, stream=ACTION_NOISE)]
         if foresight:
             noises.append(counter_normal(state.seed, state.frame, frames, stream=VIDEO_NOISE))
@@ -541,6 +557,12 @@ class WorldModel(nn.Module):
         return seeds.to(state.seed)
 
     # ------------------------------------------------------------------------------ learning
+
+    def calibrate(self, points: tuple[tuple[float, float], ...]) -> None:
+        """From now on, translate the heads' spread by these points (`HeadsConfig.calibration`)."""
+        heads = dataclasses.replace(self.config.heads, calibration=points)
+        self.config = dataclasses.replace(self.config, heads=heads)
+        self.heads.config = heads
 
     def variant(
         self, *, frame_size: tuple[int, int] | None = None, loss: LossConfig | None = None
@@ -604,7 +626,7 @@ class WorldModel(nn.Module):
             The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
             (B, T - real, L, D).
         """
-        F = self.config.frames_per_chunk
+        F = self.config.latents_per_chunk
         told = self.tell(words, len(latents))
         state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
         frames, tokens = [], []

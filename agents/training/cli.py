@@ -42,6 +42,9 @@ class Arguments:
     """tiny, small or medium."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer instead of the size's own, e.g. SWA SWA DSWA SWA for windows alone."""
+    temporal: int = 1
+    """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
+    collected with a multiple of it as --frames-per-chunk."""
     text: bool = False
     """The world reads what it is told in words: it learns from the texts of the episodes."""
     name: str | None = None
@@ -63,8 +66,9 @@ def run_config(arguments: Arguments) -> TrainConfig:
 
 def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
     """The stages that are named, or those that a run of this kind has, with their updates."""
-    default = FURTHER_STAGES if arguments.start else WORLD_STAGES
-    stages = {stage.name: stage for stage in (*WORLD_STAGES, *ROBOT_STAGES, *default)}
+    known = FURTHER_STAGES if arguments.start else WORLD_STAGES
+    stages = {stage.name: stage for stage in (*known, *ROBOT_STAGES)}
+    default = known[-1:] if arguments.start else known
     names = arguments.stages or tuple(stage.name for stage in default)
     unknown = [name for name in names if name not in stages]
     if unknown:

@@ -74,11 +74,17 @@ class TrainingData:
         """The simulator's state at an episode's first frame; empty where none was recorded."""
         return self.dataset.episode(episode).start
 
-    def some_frames(self, count: int) -> Tensor:
-        """An even sample of training frames, (N, H, W, 3) uint8."""
+    def some_frames(self, count: int, *, together: int = 1) -> Tensor:
+        """An even sample of training frames and the ones that follow each, (N, H, W, 3) uint8."""
         rows = self.train_rows()
         chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
-        return torch.from_numpy(self.cache.frames(chosen))
+        return torch.from_numpy(self.cache.frames(self.followed(chosen, together).reshape(-1)))
+
+    def followed(self, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """Each row with the rows after it in its episode, whose last one repeats: (..., count)."""
+        episode = np.searchsorted(self.cache.offsets, rows, side="right") - 1
+        last = self.cache.offsets[episode + 1] - 1
+        return np.minimum(rows[..., None] + np.arange(count), last[..., None])
 
     def clips(
         self,
@@ -103,7 +109,10 @@ class TrainingData:
         return Clips(self.cache, config, stores=stores, with_frames=latents is None)
 
     def latents(self, tokenizer: AnyTokenizer) -> FrameStore:
-        """Every frame encoded, kept beside the frames under the tokenizer's own name."""
+        """Every frame encoded, kept beside the frames under the tokenizer's own name.
+
+        Where several frames are coded together: every frame with those that follow it.
+        """
         name = f"latents-{fingerprint(tokenizer)}"
         if self.cache.has(name):
             return self.cache.store(name)
@@ -115,7 +124,8 @@ class TrainingData:
         count = int(self.cache.offsets[-1])
         for first in range(0, count, ENCODE_BATCH):
             rows = np.arange(first, min(first + ENCODE_BATCH, count))
-            frames = torch.from_numpy(self.cache.frames(rows))[None].to(tokenizer.background.device)
+            rows = self.followed(rows, tokenizer.config.temporal).reshape(1, -1)
+            frames = torch.from_numpy(self.cache.frames(rows)).to(tokenizer.background.device)
             with torch.no_grad():
                 yield tokenizer.encode(frames)[0].half().cpu().numpy()
 

@@ -112,7 +112,7 @@ WORLD_STAGES = (
     StageConfig(
         name="tokenizer",
         learns="tokenizer",
-        share=0.07,
+        share=0.10,
         batch=32,
         frames=2,
         learning_rate=2e-3,
@@ -120,7 +120,7 @@ WORLD_STAGES = (
     ),
     StageConfig(name="dynamics", learns="dynamics", share=0.13, final_rate=0.5),
     StageConfig(
-        name="rollout", learns="dynamics", share=0.20, rollout=0.7, learning_rate=1e-3, ema=0.999
+        name="rollout", learns="dynamics", share=0.17, rollout=0.7, learning_rate=1e-3, ema=0.999
     ),
     StageConfig(
         name="unroll",
@@ -135,8 +135,11 @@ WORLD_STAGES = (
 )
 
 
-FURTHER_STAGES = (dataclasses.replace(WORLD_STAGES[-1], growth=0.0),)
-"""What a world that dreams already is trained on with."""
+FURTHER_STAGES = tuple(
+    dataclasses.replace(stage, learning_rate=min(stage.learning_rate, 5e-4), growth=0.0)
+    for stage in WORLD_STAGES
+)
+"""The same for a world that dreams already: gently, and with dreams of full length at once."""
 
 ROBOT_STAGES = (
     StageConfig(name="robot", learns="dynamics", learning_rate=1e-3, warmup=10, ema=0.99),
@@ -167,6 +170,8 @@ class TrainConfig:
     """Size of the model, from `world_model/presets.py`."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer; None takes the size's own (SWA, SWA, DSWA, GLA) groups."""
+    temporal: int = 1
+    """Frames that the tokenizer codes as one latent frame; a step's frames are a multiple of it."""
     text: bool = False
     """Whether the world reads what it is told in words: the texts of the episodes."""
     start: str | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kairos_env.agents.training.calibration import calibrate
 from kairos_env.agents.training.checkpoints import Progress
 from kairos_env.agents.training.clips import TrainingData
 from kairos_env.agents.training.config import TrainConfig
@@ -28,12 +29,13 @@ def export_world(
 ) -> Path:
     """Write the world that a run has learned."""
     spec = environment_spec(data)
+    checked = calibrate(world, data)
     manifest = Manifest(
         name=config.name or config.out.name,
         description=config.description or f"Learned from {spec.id}.",
         environment=spec,
         model=world.config,
-        provenance=provenance(config, data, progress),
+        provenance=provenance(config, data, progress) | {"calibration": checked},
     )
     starts = make_starts(world, data, spec)
     world.to("cpu")

@@ -18,6 +18,7 @@ from kairos_env.agents.data.clips import Clips
 from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.world_model.history import coded
 from kairos_env.world_model.tokenizer import Tokenizer
 from kairos_env.world_model.world_model import WorldModel
 
@@ -224,10 +225,9 @@ class DynamicsObjective:
 
     def _unrolled(self, step: int, random: np.random.Generator) -> LossOfRows:
         """A batch whose gradients flow through the dreamed steps."""
-        chunk = self.world.config.frames_per_chunk
-        real = chunk * int(random.integers(1, REAL_CHUNKS + 1))
-        dreamed = chunk * self.longest_dream(step, self.stage.unroll_frames)
-        clips = self._batch(step, real + dreamed)
+        real = int(random.integers(1, REAL_CHUNKS + 1))
+        clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
+        real *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
@@ -253,14 +253,11 @@ class DynamicsObjective:
         random = np.random.default_rng([self.seed, first])
         if random.random() >= self.stage.rollout:
             return {}
-        chunk, longest = (
-            self.world.config.frames_per_chunk,
-            self.longest_dream(first, self.stage.rollout_frames),
-        )
+        longest = self.longest_dream(first, self.stage.rollout_frames)
         dreamed = int(random.integers(max(1, longest // 2), longest + 1))
-        real = chunk * int(random.integers(1, REAL_CHUNKS + 1))
-        frames = real + chunk * dreamed
-        batches = [self._batch(first + i, frames) for i in range(self.group)]
+        real = int(random.integers(1, REAL_CHUNKS + 1))
+        batches = [self._chunks(first + i, real + dreamed) for i in range(self.group)]
+        real *= self.world.config.latents_per_chunk
         mine = processes.my_rows(self.stage.batch)
         clips = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
         latents = clips["latents"].float()
@@ -279,6 +276,10 @@ class DynamicsObjective:
             for i, (batch, part) in enumerate(zip(batches, latents, strict=True))
         }
 
+    def _chunks(self, step: int, count: int) -> dict[str, Tensor]:
+        """A batch of clips of so many chunks."""
+        return self._batch(step, count * self.world.config.frames_per_chunk)
+
     def _batch(self, step: int, frames: int) -> dict[str, Tensor]:
         if frames not in self._clips:
             self._clips[frames] = self.data.clips(
@@ -288,7 +289,7 @@ class DynamicsObjective:
         clips = as_tensors(batch, self.config.device)
         if self.world.text is not None:
             clips["words"] = self.data.words(self.world.text, batch).to(self.config.device)
-        return clips
+        return coded(clips, self.world.config.tokenizer.temporal)
 
 
 def make_learner(

@@ -32,7 +32,7 @@ from kairos_env.agents.training.checkpoints import (
     save_checkpoint,
 )
 from kairos_env.agents.training.clips import TrainingData
-from kairos_env.agents.training.config import TrainConfig
+from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.agents.training.export import export_world
 from kairos_env.agents.training.learner import Learner, make_learner
 from kairos_env.agents.training.log import RunLog
@@ -187,8 +187,14 @@ def plan(config: TrainConfig, learner: Learner, seconds: float) -> int | None:
         return learner.stage.steps
     if learner.step < WARM + MEASURED:
         return None
-    rate = seconds / (learner.step - WARM)
-    return max(learner.step, int(60 * config.minutes_of(learner.stage) / rate))
+    longest = seconds / (learner.step - WARM)
+    mean = longest * (1.0 - learner.stage.growth / 2.0 if dreams(learner.stage) else 1.0)
+    return max(learner.step, int(60 * config.minutes_of(learner.stage) / mean))
+
+
+def dreams(stage: StageConfig) -> bool:
+    """Whether updates of a stage wait for dreams, which grow on the way."""
+    return stage.rollout > 0 or stage.unroll > 0
 
 
 def finish_stage(run: Run, learner: Learner) -> None:
@@ -227,6 +233,7 @@ def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         frames_per_chunk=data.frames_per_chunk,
         layers=config.layers,
         text=config.text,
+        temporal=config.temporal,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -284,9 +291,10 @@ def fit_statistics(config: TrainConfig, world: WorldModel, data: TrainingData) -
 
     A world to begin with keeps its own: its weights were trained with them.
     """
-    if config.start is not None and config.first_dynamics == 0:
+    if config.start is not None:
         return
-    world.tokenizer.fit_statistics(data.some_frames(1000)[None].to(world.device))
+    frames = data.some_frames(1000, together=world.config.tokenizer.temporal)
+    world.tokenizer.fit_statistics(frames[None].to(world.device))
     fit_heads(world, data)
 
 

@@ -16,6 +16,7 @@ from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors
 from kairos_env.agents.training.config import StageConfig
 from kairos_env.agents.training.learner import Learner, Metrics, generator_for
+from kairos_env.world_model.history import coded
 from kairos_env.world_model.objective import ACTION_MODES
 from kairos_env.world_model.world_model import WorldModel
 
@@ -52,7 +53,8 @@ def reconstruct(
     world: WorldModel, data: TrainingData, stage: StageConfig, picture: Path
 ) -> Metrics:
     """How well frames come back from their latents."""
-    clips = as_tensors(held_out(data, stage, frames=2), str(world.device))
+    few = 2 * world.config.tokenizer.temporal
+    clips = as_tensors(held_out(data, stage, frames=few), str(world.device))
     frames = clips["frames"]
     rebuilt = world.tokenizer.decode(world.tokenizer.encode(frames))
     _write_strips(picture, frames[:, :1].cpu().numpy(), rebuilt[:, :1].cpu().numpy())
@@ -65,6 +67,7 @@ def explain(world: WorldModel, data: TrainingData, stage: StageConfig) -> Metric
     clips = as_tensors(batch, str(world.device))
     if world.text is not None:
         clips["words"] = data.words(world.text, batch).to(world.device)
+    clips = coded(clips, world.config.tokenizer.temporal)
     draws = world.draw(clips, generator_for(0, 0, str(world.device)))
     metrics: Metrics = {}
     for name in dict(ACTION_MODES):

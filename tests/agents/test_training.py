@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import tiny_envs  # noqa: F401 (registers the environments)
 import torch
@@ -279,3 +280,30 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     with pytest.raises(ValueError, match="batch of 8 cannot be shared evenly by 3 processes"):
         loop.train(config_for(data, tmp_path / "world"))
     assert not config_for(data, tmp_path / "world").folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("frame_size", "frames_per_chunk", "temporal"),
+    [(128, 1, 1), (16, 2, 2)],
+    ids=["128px", "pairs"],
+)
+def test_larger_frames_and_frames_coded_together_train_to_a_world(
+    frame_size: int, frames_per_chunk: int, temporal: int, tmp_path: Path
+) -> None:
+    recorded = tmp_path / "ball"
+    collect(
+        "TinyBall-v0",
+        episodes=14,
+        out=recorded,
+        chunk=2,
+        frames_per_chunk=frames_per_chunk,
+        frame_size=frame_size,
+        horizon=12,
+    )
+    stages = tuple(dataclasses.replace(stage, steps=4, batch=2) for stage in STAGES)
+    config = config_for(recorded, tmp_path / "world", stages=stages, temporal=temporal)
+    env = gym.make("Kairos-v0", world=str(loop.train(config)))
+    frame, _ = env.reset(seed=0)
+    frame, *_ = env.step(env.action_space.sample())
+    assert frame.shape == (frame_size, frame_size, 3)
+    env.close()

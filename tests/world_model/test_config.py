@@ -39,7 +39,7 @@ def tiny_json(path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pixels", [64, 128])
+@pytest.mark.parametrize("pixels", [64, 128, 256])
 def test_a_world_survives_json(size: str, pixels: int) -> None:
     config = world_config(
         size, action_size=4, state_size=0, frame_size=(pixels, pixels), chunk=4, frames_per_chunk=2
@@ -157,8 +157,14 @@ def test_stream_sizes_are_positive() -> None:
     ("change", "message"),
     [
         ({"frames_per_chunk": 3}, "4 actions cannot be shared evenly by 3 frames"),
-        ({"frames_per_chunk": 2}, "takes 4 actions of 2 numbers per frame, the world gives 2 of 2"),
-        ({"action_size": 3}, "takes 4 actions of 2 numbers per frame, the world gives 4 of 3"),
+        (
+            {"frames_per_chunk": 2},
+            "takes 4 actions of 2 numbers per latent frame, the world gives 2 of 2",
+        ),
+        (
+            {"action_size": 3},
+            "takes 4 actions of 2 numbers per latent frame, the world gives 4 of 3",
+        ),
         ({"denoise_steps": 0}, "WorldConfig.denoise_steps must be a positive whole number"),
         (
             {"tokenizer": TokenizerConfig(channels=(8, 8, 16), latent_channels=6)},
@@ -170,7 +176,7 @@ def test_stream_sizes_are_positive() -> None:
         ),
         (
             {"tokenizer": TokenizerConfig(channels=(8, 8, 16), temporal=2)},
-            "one latent frame per frame, but the tokenizer codes 2 frames together",
+            "the tokenizer codes 2 frames together; frames_per_chunk must be a multiple",
         ),
     ],
 )
@@ -202,7 +208,7 @@ def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pixels", [64, 128])
+@pytest.mark.parametrize("pixels", [64, 128, 256])
 def test_every_size_can_be_built(size: str, pixels: int) -> None:
     config = world_config(size, action_size=2, state_size=3, frame_size=(pixels, pixels))
     assert config.latent_shape == (4, 8, 8)
