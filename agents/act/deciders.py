@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kairos_env.agents.planning.planner import dreaming_model, legal
+from kairos_env.agents.planning.planner import dreaming_model, legal, legal_tensor
 from kairos_env.agents.planning.returns import Objective, dreamed_returns
 from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.world_model import ActingMode
@@ -94,8 +94,8 @@ class BestOfNDecider:
         first: list[Tensor] = []
 
         def proposed(t: int, dreams: DreamState) -> Tensor:
-            chunk = self._model.act(dreams, seeds=seeds, denoise_steps=self._steps).chunk
-            told = torch.from_numpy(legal(self.world, chunk.cpu().numpy())).to(chunk.device)
+            proposal = self._model.act(dreams, seeds=seeds, denoise_steps=self._steps)
+            told = legal_tensor(self.world, proposal.chunk)
             if t == 0:
                 first.append(told)
             return told

@@ -45,13 +45,16 @@ class FollowingPolicy:
 
     Args:
         decider: Decides in the dream that follows.
+        text: What the dream is told, for a world that reads text.
 
     Attributes:
         dream: What it remembers of the episode; None before the first step.
     """
 
-    def __init__(self, decider: Decider) -> None:
-        self.decider = decider
+    def __init__(self, decider: Decider, *, text: str = "") -> None:
+        if text and dreaming_model(decider.world).text is None:
+            raise ValueError(f"world {decider.world.name!r} reads no text, got {text!r}")
+        self.decider, self.text = decider, text
         self.world = decider.world
         self.dream: DreamState | None = None
 
@@ -83,7 +86,7 @@ class FollowingPolicy:
         start = _clocks()
         dream = self.dream
         if dream is None:
-            dream = first_sight(self.world, frame, self._seed)
+            dream = first_sight(self.world, frame, self._seed, self.text)
         chunk = decode_actions(env.action_space, self.decider.decide(dream))
         decided = _clocks()
         step = execute(env, chunk)
@@ -99,12 +102,14 @@ def _clocks() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def first_sight(world: World, frame: Frame, seed: int) -> DreamState:
+def first_sight(world: World, frame: Frame, seed: int, text: str = "") -> DreamState:
     """A dream that has seen one true frame, at rest for the length of a chunk."""
     model = dreaming_model(world)
     F = model.config.frames_per_chunk
     frames = torch.from_numpy(np.repeat(frame[None, None], F, axis=1)).to(model.device)
-    return model.start(frames, seeds=torch.tensor([seed], device=model.device))
+    told, mask = (None, None) if model.text is None else model.text.encode([text])
+    seeds = torch.tensor([seed], device=model.device)
+    return model.start(frames, seeds=seeds, text=told, text_mask=mask)
 
 
 def follow(world: World, dream: DreamState, step: Step) -> DreamState:
@@ -140,7 +145,8 @@ class MPCPolicy(FollowingPolicy):
 
     Args:
         planner: Finds what to do.
+        text: What the dream is told, for a world that reads text.
     """
 
-    def __init__(self, planner: Planner) -> None:
-        super().__init__(PlanningDecider(planner))
+    def __init__(self, planner: Planner, *, text: str = "") -> None:
+        super().__init__(PlanningDecider(planner), text=text)

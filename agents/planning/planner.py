@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kairos_env.agents.planning.returns import EndValue, FrameReward, Objective, dreamed_returns
 from kairos_env.agents.planning.search import Array, Method, SearchConfig, search
@@ -152,6 +153,11 @@ def legal(world: World, encoded: NDArray[np.floating[Any]]) -> NDArray[np.float3
     """Encoded actions (..., K, D) as they are once the environment has executed them."""
     space = world.manifest.environment.space
     return encode_actions(space, decode_actions(space, encoded))
+
+
+def legal_tensor(world: World, encoded: Tensor) -> Tensor:
+    """`legal` for what a model proposes, where it stands."""
+    return torch.from_numpy(legal(world, encoded.cpu().numpy())).to(encoded.device)
 
 
 def dreaming_model(world: World) -> WorldModel:
