@@ -10,7 +10,6 @@ percent in parameters; operations of a step stand in the results.
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -136,9 +135,7 @@ def cell(bench: AblationBench, path: Path, variant: str, tell: Callable[[float],
         seed=bench.seed,
         threads=bench.threads,
     )
-    begun = time.process_time()
     world = load_world(train(run_config(arguments)))
-    seconds = time.process_time() - begun
     tell(0.9)
     model = own_model(world)
     found = document(measure(world, bench.fidelity), command="", device="cpu", more={})
@@ -150,8 +147,6 @@ def cell(bench: AblationBench, path: Path, variant: str, tell: Callable[[float],
         "parameters": parameters(model),
         "megaflops_per_step": 1e-6 * step_operations(model, decode=False),
         "stages": world.manifest.provenance["stages"],
-        # of this session; a resumed cell began earlier
-        "cpu_seconds": round(seconds, 1),
         "fingerprint": world.fingerprint,
         "horizons": found["predictors"][DREAM]["horizons"],
         "reward": found["reward"][DREAM],

@@ -283,7 +283,7 @@ def ablation_table(root: Path) -> str:
             head = ("", *(f"{row['variant']} (reach {row['reach']})" for row in rows))
             text += f"{scene}:\n\n" + markdown(head, lines) + "\n"
         text += origin(result).removeprefix("\n")
-    return text
+    return text or "Not measured on any machine yet.\n"
 
 
 def size_table(root: Path) -> str:
@@ -330,7 +330,7 @@ def latency_table(root: Path) -> str:
             ]
             for row, rate in zip(result["latency"], result["environment"], strict=True)
         ]
-        head = ("dreams", *(f"{name}, ms" for name in names), "env steps/s")
+        head = ("dreams", *(f"{name}, ms" for name in names), "env steps / CPU s")
         text += markdown(head, rows)
         text += (
             f"\nLoad of the machine before and after: {result['load'][0]}, {result['load'][1]}.\n"
@@ -358,6 +358,24 @@ def growth_table(root: Path) -> str:
     return text
 
 
+def study_table(root: Path) -> str:
+    """How policies' scores in a dream stand for their scores in truth, by world and side."""
+    sides = {"dream": "acting", "state": "acting on the state head", "replay": "replayed"}
+    figures = ("pearson", "spearman", "mmrv", "slope", "regret")
+    rows = []
+    for result in results("study", root):
+        name = result["world"]["name"]
+        for side, scores in result["agreement"].items():
+            for score, found in scores.items():
+                cells = [known(found[figure]["estimate"]) for figure in figures]
+                rows.append([name, sides[side], score, *cells])
+        for score, found in result["agreement"]["dream"].items():
+            perfect = [cell(found[figure]["ceiling"]["median"]) for figure in figures]
+            rows.append([name, "*a perfect dream*", score, *perfect])
+    head = ("world", "in the dream", "score", "Pearson r", "Spearman", "MMRV", "slope", "Regret@1")
+    return markdown(head, rows) + "".join(origin(result) for result in results("study", root))
+
+
 def known(estimate: Mapping[str, Any] | None) -> str:
     """An interval, or a hyphen where nothing could be measured."""
     return interval(estimate if estimate and estimate["value"] is not None else None)
@@ -375,6 +393,83 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
+def environment_table(root: Path) -> str:
+    """Steps a second behind Gymnasium's interface, and where their time goes."""
+    text = ""
+    for result in results("environment", root):
+        rows = []
+        for row in result["speed"]:
+            names = ("steps_per_cpu_second", "step_ms", "decoding_ms", "denoising_pass_ms")
+            names += ("rest_ms", "gflop_per_dream", "fraction_of_matmul_peak")
+            rows.append([row["dreams"], *(cell(row[n]) for n in names), row["torch_operations"]])
+        head = ("dreams", "steps / CPU second", "a step, ms", "decoding", "a denoising pass")
+        head += ("the rest", "GFLOP a dream", "of matmul peak", "torch calls")
+        text += f"World `{result['world']['name']}`:\n\n" + markdown(head, rows) + origin(result)
+        text += "\n"
+    return text.removesuffix("\n")
+
+
+def snapshot_table(root: Path) -> str:
+    """What it costs to go back, to fork, and to begin."""
+    rows, text = [], ""
+    for result in results("environment", root):
+        s, cold = result["snapshots"], result["cold_start"]
+        times = [cell(s[f"{name}_ms"]) for name in ("snapshot", "restore", "save", "load")]
+        exact = f"bit for bit after {s['exact_after_steps']:,} steps"
+        rows.append(
+            [
+                result["world"]["name"],
+                f"{s['bytes']:,}",
+                *times,
+                exact if s["exact_after_steps"] else "no",
+                f"{s['forks']:,}: {s['fork_ms']:.0f} ms, {s['forks_bytes'] / 2**20:.0f} MiB",
+                f"{cold['wall_seconds']:.1f}",
+            ]
+        )
+    head = ("world", "bytes", "snapshot, ms", "restore", "save", "load", "goes on", "forks")
+    text = markdown((*head, "new process to first step, s"), rows) if rows else ""
+    return text + "".join(origin(result) for result in results("environment", root)[-1:])
+
+
+def endurance_table(root: Path) -> str:
+    """Dreams that go on and on."""
+    rows = []
+    for result in results("environment", root):
+        for row in result["long"]:
+            ms = (cell(row["young_ms"]), cell(row["old_ms"]), f"{row['old_to_young']:.3f}")
+            growth = f"{100 * row['memory_growth']:.1f} %"
+            found = "all" if row["in_space"] else "not all"
+            name = result["world"]["name"]
+            largest = cell(row["largest_deviation"])
+            rows.append([name, row["dreams"], f"{row['steps']:,}", *ms, growth, found, largest])
+    head = ("world", "dreams", "steps", "at step 100, ms", "at the end", "ratio")
+    head += ("memory grew", "observations in their space", "largest state, deviations")
+    return markdown(head, rows) if rows else "Not measured yet.\n"
+
+
+def dial_table(root: Path) -> str:
+    """Speed and fidelity of each setting, by world."""
+    text = ""
+    for result in results("dial", root):
+        first = result["rows"][0]
+        marks = [key for key in first if key.startswith("at_")]
+        head = ["setting", *(f"ms, {B} dreams" for B in first["step_ms"])]
+        for mark in marks:
+            objects = [f"{name}, px" for name in first[mark]["objects_px"]]
+            head += [f"PSNR, frame {mark[3:]}", "state", *objects]
+        rows = []
+        for row in result["rows"]:
+            line = [row["setting"], *(cell(ms) for ms in row["step_ms"].values())]
+            for mark in marks:
+                errors = row.get(mark, {"psnr": None, "state": None, "objects_px": {}})
+                found = [errors["objects_px"].get(name) for name in first[mark]["objects_px"]]
+                line += [cell(value) for value in (errors["psnr"], errors["state"], *found)]
+            rows.append(line)
+        title = f"World `{result['world']['name']}`, {result['episodes']} held-out episodes:\n\n"
+        text += title + markdown(head, rows) + origin(result) + "\n"
+    return text.removesuffix("\n")
+
+
 def cell(value: float | None) -> str:
     """A number with three figures, or a hyphen where nothing was measured."""
     if value is None:
@@ -387,6 +482,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "streaming": streaming_table,
     "scaling": scaling_table,
     "data": data_table,
+    "environment": environment_table,
+    "snapshots": snapshot_table,
+    "endurance": endurance_table,
+    "dial": dial_table,
     "agents": agents_table,
     "memory": memory_table,
     "contraction": contraction_table,
@@ -397,6 +496,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "growth": growth_table,
     "planning": partial(decision_table, "planning"),
     "acting": partial(decision_table, "acting"),
+    "study": study_table,
 }
 
 

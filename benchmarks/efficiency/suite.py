@@ -125,10 +125,12 @@ def peers(model: WorldModel) -> dict[str, UNet | RSSM]:
     actions = model.config.chunk * model.config.action_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return {
-            "U-Net denoiser, 3 steps": UNet(UNetConfig(action_size=actions)).eval(),
-            "RSSM": RSSM(RSSMConfig(action_size=actions)).eval(),
+        made: dict[str, UNet | RSSM] = {
+            "U-Net denoiser, 3 steps": UNet(UNetConfig(action_size=actions)),
+            "RSSM": RSSM(RSSMConfig(action_size=actions)),
         }
+    # In the order of numbers in which a loaded world is held, too.
+    return {name: peer.eval().to(memory_format=torch.channels_last) for name, peer in made.items()}
 
 
 def peer_row(name: str, peer: UNet | RSSM) -> Json:

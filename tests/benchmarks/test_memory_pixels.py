@@ -1,0 +1,61 @@
+"""`kairos bench memory --pixels`: worlds asked where the ball is when it comes back."""
+
+import dataclasses
+import json
+
+import pytest
+
+from kairos_env.benchmarks import cli
+from kairos_env.untrained import untrained_config, untrained_world
+from kairos_env.world_model.world_model import WorldModel
+from kairos_env.worlds import save_world
+
+
+def save_untrained(folder, environment, *, states):
+    """Random weights behind the interface of a scene whose state has so many numbers."""
+    made = untrained_world()
+    config = untrained_config()
+    config = dataclasses.replace(config, heads=dataclasses.replace(config.heads, state_size=states))
+    spec = dataclasses.replace(
+        made.manifest.environment,
+        id=environment,
+        state_names=tuple(f"number {i}" for i in range(states)),
+    )
+    manifest = dataclasses.replace(made.manifest, name=folder.name, environment=spec, model=config)
+    starts = dataclasses.replace(made.starts, state=made.starts.state[:, :states])
+    return save_world(folder, WorldModel(config), manifest=manifest, starts=starts)
+
+
+@pytest.mark.render
+def test_a_scene_where_nothing_hides_is_refused(tmp_path, capsys) -> None:
+    world = save_untrained(tmp_path / "open", "KairosPush-v0", states=13)
+    command = ["memory", "--quick", "--episodes", "2", "--horizon", "4", "--pixels", str(world)]
+    assert cli.main(command) == 1
+    assert "KairosOcclude-v0" in capsys.readouterr().err
+
+
+@pytest.mark.render
+def test_two_worlds_are_asked_about_the_same_gaps(tmp_path, capsys) -> None:
+    worlds = [
+        save_untrained(tmp_path / name, "KairosOcclude-v0", states=9) for name in ("one", "other")
+    ]
+    command = ["memory", "--episodes", "6", "--horizon", "30", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--pixels", *map(str, worlds)]) == 0
+    (file,) = (tmp_path / "out").iterdir()
+    results = json.loads(file.read_text())
+    assert set(results["back_in_sight"]) == {"one", "other", "copy"}
+    counts = [[g["n"] for g in who["ball"]["gaps"]] for who in results["back_in_sight"].values()]
+    assert counts[0] == counts[1] == counts[2]
+    assert sum(counts[0]) > 0
+    printed = capsys.readouterr().out
+    assert "SWA" in printed
+    assert "back in sight" in printed
+
+
+def test_worlds_of_different_environments_are_refused(tmp_path, capsys) -> None:
+    worlds = [
+        save_untrained(tmp_path / "a", "KairosOcclude-v0", states=9),
+        save_untrained(tmp_path / "b", "KairosPush-v0", states=13),
+    ]
+    assert cli.main(["memory", "--quick", "--pixels", *map(str, worlds)]) == 1
+    assert "compare worlds of one environment" in capsys.readouterr().err
