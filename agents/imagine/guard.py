@@ -50,8 +50,8 @@ class Guard:
 
     It stops at once when the real return has fallen by more than half of `tolerance` while the gap
     grew by as much, both beyond noise; and after `patience` examinations in a row in which the
-    dreamed return rose above that of the best policy while the real one did not. Where the world
-    is also much less sure than at first, an examination counts twice.
+    dreamed return rose above that of the best policy and the real one by less than a tenth of
+    that. Where the world is also much less sure than at first, an examination counts twice.
     """
 
     floor: float
@@ -67,52 +67,55 @@ class Guard:
 
     def judge(self, reading: Reading) -> Verdict:
         """Compare with the best real examination so far."""
-        self.first = self.first or reading
-        if self.best is None or reading.real.mean() > self.best.real.mean():
-            self.best, self.strikes = reading, 0
+        before = self.best
+        if before is None:
+            self.first = self.best = reading
             return Verdict(best=True)
-        best = self.best
-        gain = max(float(best.real.mean()) - self.floor, float(best.real.std()), 1e-9)
-        lost = float(best.real.mean() - reading.real.mean())
-        dreamed, before = _dreamed(reading), _dreamed(best)
-        risen = float(dreamed.mean() - before.mean())
-        limit = self.tolerance / 2 * gain
-        if min(lost, reading.gap - best.gap) > limit and lost > 2 * _error(best.real, reading.real):
-            return self._stop(reading, lost / gain)
-        if risen > 2 * _error(dreamed, before) and risen > 0.02 * gain:
-            self.strikes += 2 if self._doubtful(reading) else 1
-        else:
-            self.strikes = 0
-        if self.strikes >= self.patience:
-            return self._stop(reading, lost / gain)
-        return Verdict(best=False)
+        gain = max(float(before.real.mean()) - self.floor, float(before.real.std()), 1e-9)
+        self.strikes = self.strikes + self._weight(reading) if _alone(before, reading, gain) else 0
+        fallen = _fallen(before, reading, self.tolerance / 2 * gain)
+        better = bool(reading.real.mean() > before.real.mean())
+        if better:
+            self.best = reading
+        if not fallen and self.strikes < self.patience:
+            return Verdict(best=better)
+        return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
 
-    def _doubtful(self, reading: Reading) -> bool:
+    def _weight(self, reading: Reading) -> int:
         assert self.first is not None
         now, at_first = reading.uncertainty, self.first.uncertainty
-        return now is not None and at_first is not None and now > self.doubt * at_first
+        doubtful = now is not None and at_first is not None and now > self.doubt * at_first
+        return 2 if doubtful else 1
 
-    def _stop(self, reading: Reading, share: float) -> Verdict:
+    def _reason(self, before: Reading, reading: Reading, gain: float) -> str:
         assert self.best is not None
-        best = self.best
-        dreamed, before = _dreamed(reading).mean(), _dreamed(best).mean()
-        unsure = " and the world is much less sure of itself" if self._doubtful(reading) else ""
-        return Verdict(
-            best=False,
-            stop=True,
-            reason=(
-                f"stopped at step {reading.steps}: since step {best.steps} the dreamed return "
-                f"went from {before:.2f} to {dreamed:.2f} but the real one from "
-                f"{best.real.mean():.2f} to {reading.real.mean():.2f} "
-                f"({100 * share:.0f} % of what was gained is lost){unsure}. The policy of step "
-                f"{best.steps} is kept"
-            ),
+        lost = max(float(before.real.mean() - reading.real.mean()), 0.0) / gain
+        unsure = "; the world is much less sure than at first" * (self._weight(reading) == 2)
+        return (
+            f"stopped at step {reading.steps}: since step {before.steps} the dreamed return went "
+            f"from {_dreamed(before).mean():.2f} to {_dreamed(reading).mean():.2f}, the real one "
+            f"from {before.real.mean():.2f} to {reading.real.mean():.2f} ({100 * lost:.0f} % of "
+            f"its gain lost){unsure}. The policy of step {self.best.steps} is kept"
         )
 
 
-def _error(a: Returns, b: Returns) -> float:
-    """Standard error of the mean difference of returns from the same starts."""
-    return float((a - b).std() / np.sqrt(max(len(a) - 1, 1)))
+def _alone(before: Reading, reading: Reading, gain: float) -> bool:
+    """The dreamed return rose, beyond noise and worth speaking of, the real one hardly."""
+    dreamed = _dreamed(reading) - _dreamed(before)
+    risen, real = float(dreamed.mean()), float((reading.real - before.real).mean())
+    return risen > 2 * _error(dreamed) and risen > 0.02 * gain and real < 0.1 * risen
+
+
+def _fallen(before: Reading, reading: Reading, limit: float) -> bool:
+    """The real return fell by more than the limit, beyond noise, and the dream does not show it."""
+    lost = before.real - reading.real
+    grown = reading.gap - before.gap
+    return min(float(lost.mean()), grown) > limit and lost.mean() > 2 * _error(lost)
+
+
+def _error(differences: Returns) -> float:
+    """Standard error of their mean."""
+    return float(differences.std() / np.sqrt(max(len(differences) - 1, 1)))
 
 
 def _dreamed(reading: Reading) -> Returns:

@@ -202,8 +202,13 @@ def guarded(guard: Callable[[], Guard]) -> Judge:
 
 def unguarded(entries: list[Entry]) -> Verdict:
     """Only keep the best."""
-    real = [entry.reading.real.mean() for entry in entries]
-    return Verdict(best=bool(real[-1] >= max(real)))
+    return Verdict(best=is_best(entries))
+
+
+def is_best(entries: list[Entry]) -> bool:
+    """Whether the last examination is better than all before it."""
+    *before, last = (float(entry.reading.real.mean()) for entry in entries)
+    return last > max(before, default=-math.inf)
 
 
 def converged(rounds: int, floor: float) -> Judge:
@@ -215,7 +220,7 @@ def converged(rounds: int, floor: float) -> Judge:
         old = len(best) > rounds and best[-1] - best[-1 - rounds] < 0.01 * abs(best[-1] - floor)
         steps = entries[-1].reading.steps
         reason = f"converged by step {steps}: no rise in {rounds} examinations" if old else ""
-        return Verdict(best=bool(real[-1] >= best[-1]), stop=bool(old), reason=reason)
+        return Verdict(best=is_best(entries), stop=bool(old), reason=reason)
 
     return judge
 

@@ -31,12 +31,19 @@ def test_a_real_fall_that_the_dream_does_not_show_stops_before_a_tenth_is_lost()
     [stop] = [i for i, v in enumerate(verdicts) if v.stop][:1]
     assert real[2] - real[stop] < 0.1 * (real[2] + 20)
     assert "The policy of step 2 is kept" in verdicts[stop].reason
-    assert "5 % of what was gained" in verdicts[stop].reason
+    assert "5 % of its gain lost" in verdicts[stop].reason
 
 
 def test_a_dream_that_rises_alone_is_stopped_after_some_patience():
     readings = [reading(i, -10 + i, -10 - 0.01 * (i > 0)) for i in range(6)]
     assert [v.stop for v in judged(readings, patience=3)] == [False, False, False, True, True, True]
+
+
+def test_a_policy_that_learns_in_the_dream_alone_is_stopped_though_chance_lifts_the_real_return():
+    readings = [reading(i, -20 + 3 * i, -20 + 0.05 * i) for i in range(5)]
+    verdicts = judged(readings)
+    assert [v.stop for v in verdicts] == [False, False, False, True, True]
+    assert verdicts[3].best
 
 
 def test_a_world_that_is_less_sure_shortens_the_patience():
