@@ -129,8 +129,12 @@ def peers(model: WorldModel) -> dict[str, UNet | RSSM]:
             "U-Net denoiser, 3 steps": UNet(UNetConfig(action_size=actions)),
             "RSSM": RSSM(RSSMConfig(action_size=actions)),
         }
-    # In the order of numbers in which a loaded world is held, too.
-    return {name: peer.eval().to(memory_format=torch.channels_last) for name, peer in made.items()}
+    for peer in made.values():
+        for weight in peer.eval().parameters():
+            if weight.ndim == 4:
+                # In the order of numbers in which a loaded world is held, too.
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return made
 
 
 def peer_row(name: str, peer: UNet | RSSM) -> Json:
