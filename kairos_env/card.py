@@ -1,5 +1,6 @@
 """The README.md of a world: a model card made from world.json alone."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -76,5 +77,19 @@ def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
         name = f"{before}{key}"
         if isinstance(value, Mapping):
             yield from flat(value, f"{name}.")
+        elif key == "command" and isinstance(value, list | tuple):
+            yield name, f"`{shlex.join(map(str, value))}`"
         else:
-            yield name, f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield name, _leaf(value)
+
+
+def _leaf(value: Any) -> str:
+    """Numbers short, lists without brackets, `stage: unroll, updates: 600` for small mappings."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_leaf(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        between = "; " if any(isinstance(item, Mapping) for item in value) else ", "
+        return between.join(map(_leaf, value))
+    return str(value)
