@@ -82,7 +82,7 @@ class Dreams:
     ) -> None:
         """Start dreams from histories in the slots `where`, each with its own random stream."""
         model = self.world.dreamer
-        with torch.no_grad(), self._rounded():
+        with torch.no_grad(), rounded(self.world.dreamer.device, self._precision):
             latents = model.tokenizer.encode(self._tensor(beginning.frames))
             memory = model.start_latents(
                 latents,
@@ -110,7 +110,7 @@ class Dreams:
             FloatingPointError: A dream left the finite numbers; nothing has changed.
         """
         config, memory, predictions = self.world.dreamer.config, self.memory, []
-        with torch.inference_mode(), self._rounded():
+        with torch.inference_mode(), rounded(self.world.dreamer.device, self._precision):
             for part in self._tensor(actions).split(config.chunk, dim=1):
                 memory, prediction = self._step(
                     memory, part, denoise_steps=self._denoise_steps, decode=self.decode
@@ -135,17 +135,16 @@ class Dreams:
         """Forget everything."""
         self._memory = self._view = None
 
-    def _rounded(self) -> AbstractContextManager[None]:
-        """Within it, large products are done in the chosen precision."""
-        if self._precision != "bfloat16":
-            return nullcontext()
-        context: AbstractContextManager[None] = torch.autocast(
-            self.world.dreamer.device.type, dtype=torch.bfloat16
-        )
-        return context
-
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.world.dreamer.device)
+
+
+def rounded(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Within it, large products are done in the chosen precision."""
+    if precision == "float32":
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=torch.bfloat16)
+    return context
 
 
 def _require_finite(view: View) -> None:

@@ -90,7 +90,8 @@ class World:
         for module in self.dreamer.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 # The same numbers in another order: batches are convolved twice as fast on a CPU.
-                module.to(memory_format=torch.channels_last)
+                weight = module.weight
+                weight.data = weight.contiguous(memory_format=torch.channels_last)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Gymnasium copies keyword arguments; weights are shared, they never change here."""

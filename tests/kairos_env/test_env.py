@@ -282,3 +282,37 @@ def test_episodes_are_recorded(tmp_path):
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(video))
     assert frames == 4
     assert seconds == pytest.approx(4 * 0.16, abs=0.02)
+
+
+def test_a_person_can_watch(monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = make(render_mode="human")
+    assert env.render_mode == "human"
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
+
+
+def test_every_predicted_frame_is_recorded(tmp_path):
+    pytest.importorskip("moviepy")
+    env = make(render_mode="rgb_array_list", frames_per_chunk=2, max_episode_steps=3)
+    env = gym.wrappers.RecordVideo(env, str(tmp_path), disable_logger=True)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    env.close()
+    [video] = tmp_path.glob("*.mp4")
+    assert imageio_ffmpeg.count_frames_and_secs(str(video))[0] == 1 + 3 * 2
+
+
+def test_a_time_limit_ends_an_episode():
+    env = gym.wrappers.TimeLimit(DreamEnv(world=plain()), 2)
+    env.reset(seed=0)
+    assert [env.step(GOOD)[3] for _ in range(2)] == [False, True]
+
+
+def test_text_is_refused_by_a_world_that_reads_none():
+    env = make()
+    with pytest.raises(OptionError, match="reads no text"):
+        env.reset(options={"text": "push the block"})

@@ -8,6 +8,7 @@ from small_worlds import chosen, ending, plain
 from kairos_env.env import DreamEnv
 
 sb3 = pytest.importorskip("stable_baselines3")
+from stable_baselines3.common import vec_env as vec  # noqa: E402
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor  # noqa: E402
 
@@ -114,3 +115,44 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "kairos_env.sb3")
     with pytest.raises(ImportError, match=r'pip install "kairos-env\[sb3\]"'):
         import kairos_env.sb3  # noqa: F401
+
+
+def test_their_wrappers_work(tmp_path):
+    envs = DreamVecEnv(plain(), 2, seed=0, horizon=3, render_mode="rgb_array")
+    stacked = vec.VecFrameStack(vec.VecTransposeImage(vec.VecCheckNan(VecMonitor(envs))), 4)
+    assert stacked.reset().shape == (2, 12, 64, 64)
+    actions = np.zeros((2, 4, 2), np.float32)
+    for _ in range(3):
+        _, _, dones, infos = stacked.step(actions)
+    assert dones.all()
+    assert [info["episode"]["l"] for info in infos] == [3, 3]
+    assert infos[0]["terminal_observation"].shape == (12, 64, 64)
+    scaled = vec.VecNormalize(DreamVecEnv(plain(), 2, observation="state", seed=0))
+    scaled.reset()
+    assert np.isfinite(scaled.step(actions)[0]).all()
+    part = vec.VecExtractDictObs(DreamVecEnv(plain(), 2, observation="dict", seed=0), "latent")
+    assert part.reset().shape == (2, *part.observation_space.shape)
+
+
+def test_videos_are_recorded(tmp_path):
+    pytest.importorskip("moviepy")
+    envs = DreamVecEnv(plain(), 2, seed=0, render_mode="rgb_array")
+    envs = vec.VecVideoRecorder(envs, str(tmp_path), lambda step: step == 0, video_length=3)
+    envs.reset()
+    for _ in range(4):
+        envs.step(np.zeros((2, 4, 2), np.float32))
+    envs.close()
+    assert len(list(tmp_path.glob("*.mp4"))) == 1
+
+
+def test_the_vector_says_what_it_is():
+    envs = DreamVecEnv(plain(), 3, seed=0)
+    assert envs.num_envs == 3
+    assert envs.env_is_wrapped(VecMonitor) == [False] * 3
+    assert envs.env_is_wrapped(VecMonitor, [0, 2]) == [False] * 2
+    assert envs.get_attr("num_envs", 1) == [3]
+    assert envs.get_images() == [None] * 3
+    assert envs.seed(4) == [4, 5, 6]
+    assert envs.unwrapped is envs
+    with pytest.raises(AttributeError):
+        envs.get_attr("no_such_thing")
