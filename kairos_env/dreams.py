@@ -141,7 +141,7 @@ class Dreams:
 
 def rounded(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Within it, large products are done in the chosen precision."""
-    if precision == "float32":
+    if precision != "bfloat16":
         return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=torch.bfloat16)
     return context

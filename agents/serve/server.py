@@ -64,7 +64,7 @@ class PolicyServer:
     ) -> None:
         self.policy, self.token = policy, token
         self.largest_body, self.timeout = largest_body, timeout
-        self._open, self._idle = 0, threading.Condition()
+        self.open, self._idle = 0, threading.Condition()
         self._http = _Http((host, port), Handler)
         self._http.service = self
         self.batcher = Batcher(policy, most=batch)
@@ -79,7 +79,7 @@ class PolicyServer:
             self._http.server_close()
             self.batcher.close()
             with self._idle:  # until the last answer has been written
-                self._idle.wait_for(lambda: self._open == 0, self.timeout)
+                self._idle.wait_for(lambda: self.open == 0, self.timeout)
 
     def shutdown(self) -> None:
         """Take no new connections, answer what was asked, and let `serve_forever` return."""
@@ -88,7 +88,7 @@ class PolicyServer:
     def answering(self, change: int) -> None:
         """Count requests that are being answered."""
         with self._idle:
-            self._open += change
+            self.open += change
             self._idle.notify_all()
 
 
@@ -145,7 +145,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.path not in ("/health", "/load_engine"):
             raise AnswerError(HTTPStatus.NOT_FOUND, f"no page {self.path}; there is /health")
         service = self.server.service
-        about = {"status": "ok", "model_loaded": True, "already_loaded": True, "workers_loaded": 1}
+        about: dict[str, Any] = {
+            "status": "ok",
+            "model_loaded": True,
+            "already_loaded": True,
+            "workers_loaded": 1,
+        }
+        about["open"] = service.open - 1  # beside this one
         return about | service.policy.describe() | service.batcher.load()
 
     def _infer(self) -> dict[str, Any]:
