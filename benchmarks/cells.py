@@ -29,20 +29,23 @@ def cell_folder(suite: str, settings: Json, root: Path | None = None) -> Path:
     return root / suite / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def progress_bar() -> Progress:
+    """One line for each thing that is being done, on stderr."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Cells:
     """The cells of one run, with a progress bar."""
 
     folder: Path
-    bar: Progress = dataclasses.field(
-        default_factory=lambda: Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-    )
+    bar: Progress = dataclasses.field(default_factory=progress_bar)
 
     def read_or_measure(
         self, name: str, measure: Callable[[Callable[[float], None]], Json]

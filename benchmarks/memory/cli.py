@@ -9,9 +9,11 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
-from kairos_env.benchmarks.cells import Cells, Json, cell_folder
+from kairos_env.agents.data.files import write_bytes
+from kairos_env.benchmarks.cells import Cells, Json, cell_folder, progress_bar
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.report import show
 from kairos_env.benchmarks.machine import write_results
@@ -38,6 +40,8 @@ class MemoryBench:
     """Held-out episodes for `--pixels`."""
     horizon: int = 100
     """Dreamed frames of each."""
+    plot: Path | None = None
+    """Also draw excess risk against the gap into this PNG."""
     out: Path | None = None
     """Folder for the results; benchmarks/results of the checkout by default."""
     cells: Path | None = None
@@ -60,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted; finished cells are kept, the same command goes on.\n")
         return INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         sys.stderr.write(f"kairos bench memory: {error}\n")
         return 1
     if not bench.quick or bench.out is not None:
@@ -78,6 +82,10 @@ def _suite(bench: MemoryBench) -> tuple[str, Json]:
     for task in dict.fromkeys(cell["task"] for cell in found):
         console.print(_table(task, [cell for cell in found if cell["task"] == task]))
     console.print(results["verdict"])
+    if bench.plot is not None:
+        from kairos_env.benchmarks.memory.plot import excess_plot
+
+        write_bytes(bench.plot, excess_plot(found).png())
     return "memory", results
 
 
@@ -111,8 +119,8 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
         seed=bench.suite.seed,
     )
     worlds = [load_world(name) for name in bench.pixels]
-    with Cells(Path()).bar as bar:
-        tasks = {}
+    with progress_bar() as bar:
+        tasks: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, of: int) -> None:
             if what not in tasks:

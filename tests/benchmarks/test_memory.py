@@ -2,6 +2,7 @@
 
 import json
 
+import imageio.v3 as iio
 import pytest
 import torch
 
@@ -113,6 +114,9 @@ def test_a_stopped_suite_goes_on_to_the_same_numbers(tmp_path, monkeypatch, caps
     monkeypatch.setattr(suite, "measure", measure)
     assert cells(tmp_path / "two")["cells"] == whole["cells"]
     assert whole["verdict"]["rows"] == 24
+    picture = tmp_path / "memory.png"
+    assert cli.main([*command, "--cells", str(tmp_path / "two"), "--plot", str(picture)]) == 0
+    assert iio.imread(picture).shape[1] > 1000
     assert {"machine", "commit", "command"} <= set(whole)
 
 
