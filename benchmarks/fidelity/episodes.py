@@ -291,7 +291,7 @@ def dream_seed(seed: int, number: int) -> int:
     return int(np.random.default_rng([seed, DREAMS, number]).integers(2**31))
 
 
-def real_twin(environment: "EnvironmentSpec", *, horizon: int) -> RealEnv:
+def real_twin(environment: "EnvironmentSpec", *, horizon: int, draw: bool = True) -> RealEnv:
     """The environment that a world was learned from, cut off after `horizon` steps."""
     return make_real(
         environment.id,
@@ -299,6 +299,7 @@ def real_twin(environment: "EnvironmentSpec", *, horizon: int) -> RealEnv:
         frames_per_chunk=environment.frames_per_chunk,
         frame_size=environment.frame_size,
         horizon=horizon,
+        draw=draw,
         **dict(environment.kwargs),
     )
 

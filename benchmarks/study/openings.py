@@ -66,9 +66,10 @@ def warm_steps(world: "World") -> int:
     return -(-(_history(world) - 1) // F)
 
 
-def open_twin(world: "World", steps: int) -> "RealEnv":
-    """The truth, cut off `steps` env steps after a start state."""
-    return real_twin(world.manifest.environment, horizon=warm_steps(world) + steps)
+def open_twin(world: "World", steps: int, *, draw: bool = True) -> "RealEnv":
+    """The truth, cut off `steps` env steps after a start state; undrawn, it shows no pictures."""
+    horizon = warm_steps(world) + steps
+    return real_twin(world.manifest.environment, horizon=horizon, draw=draw)
 
 
 def find_openings(world: "World", env: "RealEnv", *, episodes: int, seed: int) -> Openings:

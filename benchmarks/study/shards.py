@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -47,6 +47,9 @@ from kairos_env.benchmarks.study.sides import (
 )
 from kairos_env.spaces import chunk_space
 from kairos_env.worlds import World, load_world
+
+if TYPE_CHECKING:
+    from kairos_env.real import RealEnv
 
 FORMAT = 1
 PLAN, SHARDS = "plan.json", "shards"
@@ -134,7 +137,9 @@ class Stage:
             return replayed(world, truth, openings, steps=steps, batch=batch)
         actor = self.actor(index)
         if side == TRUTH:
-            return in_truth(self.env, actor, openings, steps=steps, film=film)
+            looks = actor.needs_frames or film is not None
+            env = self.env if looks else self._undrawn
+            return in_truth(env, actor, openings, steps=steps, film=film)
         return in_dream(
             world,
             actor,
@@ -147,8 +152,15 @@ class Stage:
         )
 
     def close(self) -> None:
-        """Free the simulator."""
+        """Free the simulators."""
         self.env.close()
+        if "_undrawn" in vars(self):
+            self._undrawn.close()
+
+    @cached_property
+    def _undrawn(self) -> "RealEnv":
+        """For policies that look at no pictures."""
+        return open_twin(self.plan.world, self.plan.steps, draw=False)
 
     @cached_property
     def _space(self) -> spaces.Space[Any]:

@@ -8,13 +8,11 @@ action, F frames per step.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.spaces import flatten
 from numpy.typing import NDArray
 
 from kairos_env.benchmarks.study.eyes import Eyes
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from kairos_env.worlds import World
 
 TRUTH, DREAM, REPLAY = "truth", "dream", "replay"
-NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
 # The dream again, for policies that act on its state head instead of its pictures.
 STATE = "state"
 
@@ -92,15 +89,13 @@ def in_truth(
     """A policy in the simulator, one episode after the other.
 
     Args:
-        env: From `open_twin` with the same steps.
+        env: From `open_twin` with the same steps; undrawn for policies that see the state.
         actor: The policy.
         openings: Where it begins.
         steps: N.
         film: Frames are added to it.
     """
     out = Outcomes.empty(len(openings), steps, openings.warm.shape[2:])
-    looks = actor.needs_frames or film is not None
-    step = env.step if looks else functools.partial(_unseen_step, env)
     for e in range(len(openings)):
         frame, info = go_to(env, openings, e)
         row, seen, over, n = np.array([e]), [_seen(info["state"], frame)], False, 0
@@ -108,11 +103,11 @@ def in_truth(
         while not over and n < steps:
             chunk = actor.act(row, n, seen[max(n - actor.grade.late, 0)])
             action = decode_actions(env.action_space, chunk[0])
-            frame, reward, terminated, truncated, info = step(action)
+            frame, reward, terminated, truncated, info = env.step(action)
             out.reward[e, n], out.chunks[e, n], out.ended[e] = reward, chunk[0], terminated
             out.success[e] = _solved(out.success[e], info)
             seen.append(_seen(info["state"], frame))
-            shown += list(info["frames"]) if looks else []
+            shown += list(info["frames"])
             over, n = terminated or truncated, n + 1
         if film is not None:
             film.append(shown)
@@ -216,20 +211,6 @@ def _dream_rows(
         if len(still) < len(rows):
             rows, seen = rows[still], [one.some(still) for one in seen]
             memory = memory.index(torch.from_numpy(still).to(model.device))
-
-
-def _unseen_step(
-    env: "RealEnv", chunk: NDArray[Any]
-) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-    """What `env.step` does, without pictures: they are most of its cost."""
-    low, total = env.low_level, 0.0
-    for action in chunk:
-        observation, reward, terminated, truncated, info = low.step(action)
-        total += float(reward)
-        if terminated or truncated:
-            break
-    state = flatten(low.observation_space, observation)
-    return NO_PICTURE, total, bool(terminated), bool(truncated), {**info, "state": state}
 
 
 def _seen(state: NDArray[np.float32], frame: NDArray[np.uint8]) -> Seen:
