@@ -46,7 +46,7 @@ def step_operations(model: WorldModel, *, decode: bool) -> int:
     state, chunk = fresh_dreams(model, 1)
     total = counted(lambda: model.step(state, chunk, decode=decode))
     if native_delta(config.transformer):
-        tokens = config.frames_per_chunk * config.frame_tokens
+        tokens = config.latents_per_chunk * config.frame_tokens
         total += (config.denoise_steps + 1) * delta_operations(config.transformer, tokens)
     return total
 
@@ -69,7 +69,8 @@ def native_delta(config: TransformerConfig) -> bool:
 def fresh_dreams(model: WorldModel, batch: int) -> tuple[Any, Tensor]:
     """Dreams that begin in grey, and a chunk of resting actions for them."""
     config = model.config
-    latents = torch.zeros(batch, config.history, *config.latent_shape)
+    seen = config.history // config.tokenizer.temporal
+    latents = torch.zeros(batch, seen, *config.latent_shape)
     state = model.start_latents(latents, None, seeds=torch.arange(batch))
     return state, torch.zeros(batch, config.chunk, config.action_size)
 
