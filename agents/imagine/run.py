@@ -103,10 +103,11 @@ class Practice:
 def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> dict[str, Any]:
     """Run to the end; returns what the finished policy is worth, also in the folder's files."""
     open_folder(practice, folder)
+    config, entries = practice.config, read_log(folder)
     if (folder / RESULT).exists():
         result: dict[str, Any] = read_json(folder / RESULT)
-        return result
-    config, entries = practice.config, read_log(folder)
+        if result["stopped"] or practice.spent(entries) >= 1:
+            return result
     env = acting_on_chunks(config, practice.env())
     try:
         learner = Learner(config, env)
@@ -226,9 +227,12 @@ def converged(rounds: int, floor: float) -> Judge:
 
 
 def open_folder(practice: Practice, folder: Path) -> None:
-    """Keep what the run is; refuse a folder that holds another one."""
+    """Keep what the run is; refuse a folder that holds another one.
+
+    The budget is not part of it: a finished run that is given more of it goes on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {**practice.config.as_json(), "budget_steps": practice.steps}
+    asked = {k: v for k, v in practice.config.as_json().items() if k not in ("steps", "minutes")}
     path = folder / CONFIG
     if path.exists():
         held = read_json(path)

@@ -191,6 +191,8 @@ def test_a_run_says_what_the_policy_is_worth_and_leaves_it_for_others(tmp_path, 
     action, _ = policy.predict(real.reset(seed=0)[0], deterministic=True)
     real.step(np.tile(action, (CHUNK, 1)))
     assert imagine(study) == results  # nothing is done twice
+    longer = imagine(dataclasses.replace(study, run=small(folder, steps=36)))
+    assert longer["runs"]["dream"][0]["steps"] == 36  # more budget goes on
     other = dataclasses.replace(study, run=small(folder, gamma=0.9))
     with pytest.raises(ValueError, match="another gamma"):
         imagine(other)
