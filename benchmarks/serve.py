@@ -40,7 +40,7 @@ from kairos_env.worlds import load_world
 
 IMPORTED = "imported"
 LARGEST = 1.0  # megabytes, so that an oversized body is soon sent
-SECONDS_TO_START = 300.0
+SECONDS_TO_START = 1200.0
 HOSTILE: tuple[tuple[str, str, bytes], ...] = (
     ("no JSON", JSON, b'{"input_image": '),
     ("no msgpack", MSGPACK, b"\xc1\xff"),
@@ -210,7 +210,7 @@ def together(
     """The answers to clients that ask at once; None for one that never came."""
 
     def ask(number: int) -> NDArray[np.float32] | None:
-        policy = PolicyClient(url, retries=8)
+        policy = PolicyClient(url, retries=int(SECONDS_TO_START))
         try:
             return policy.act(frames[number % len(frames)], seed=number, steps=steps)
         except (RuntimeError, OSError):

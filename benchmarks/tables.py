@@ -470,6 +470,86 @@ def dial_table(root: Path) -> str:
     return text.removesuffix("\n")
 
 
+def serve_table(root: Path) -> str:
+    """Latency of the policy service, and what it survives."""
+    text = ""
+    for result in results("serve", root):
+        rows = []
+        for row in result["rows"]:
+            times = row["latency_ms"]
+            refused = all(400 <= status < 500 for status in row["hostile"].values())
+            rows.append(
+                [row["world"], row["clients"], row["requests"], row["errors"]]
+                + [cell(row["per_second"]), cell(row["mean_batch"])]
+                + [cell(times[name]) for name in ("p50", "p90", "p99")]
+                + ["all 4xx" if refused else "not all 4xx"]
+                + [
+                    f"{row['drained']}/{row['clients']}",
+                    f"{row['after_kill_same']}/{row['clients']}",
+                ]
+            )
+        head = ("world", "clients", "requests", "errors", "a second", "in a batch", "p50, ms")
+        more = ("p90", "p99", "broken bodies", "answered while closing", "same after a kill")
+        text += markdown((*head, *more), rows)
+        text += f"\nLoad average of the machine meanwhile: {result['load_average']:.0f}.\n"
+        text += origin(result)
+    return text
+
+
+def quantise_table(root: Path) -> str:
+    """Rounded weights in a world: size, speed, distance from the same dream in float32."""
+    text = ""
+    for result in results("quantise", root):
+        world, rows = result["world"], []
+        for precision, row in world["rows"].items():
+            apart = [cell(value) for value in row["apart"].values()]
+            sizes = [f"{row[name]:.1f}" for name in ("megabytes", "blocks_megabytes")]
+            rows.append([precision, *sizes, cell(row["step_ms"]), *apart])
+        marks = [f"apart at step {mark}" for mark in world["rows"]["float32"]["apart"]]
+        head = ("precision", "MB", "of it blocks", "CPU ms a step", *marks)
+        text += f"World `{world['name']}`, {world['dreams']} dreams at once; distances of states "
+        text += f"in deviations of the data:\n\n{markdown(head, rows)}{origin(result)}"
+    return text
+
+
+def layers_table(root: Path) -> str:
+    """Rounded weights in the layers of the published network."""
+    text = ""
+    for result in results("quantise", root):
+        names, rows = list(result["layers"][0]["error"]), []
+        counts = sorted(key for key in result["layers"][0] if key.startswith("ms_"))
+        for row in result["layers"]:
+            times = [" / ".join(cell(row[key][name]) for key in counts) for name in names]
+            errors = [f"{row['error'][name]:.3f}" for name in names[1:]]
+            rows.append([f"{row['outputs']} x {row['inputs']}", row["count"], *times, *errors])
+        tokens = " / ".join(key.removeprefix("ms_") for key in counts)
+        head = ["layer", "in all", *(f"{name}, CPU ms" for name in names)]
+        head += [f"error {name}" for name in names[1:]]
+        text += f"Times for {tokens} rows:\n\n{markdown(head, rows)}"
+        sizes = result["layout"]["gigabytes"]
+        whole = ", ".join(f"{name} {size:.2f} GB" for name, size in sizes.items())
+        text += f"\nThe whole `{result['layout']['name']}` network: {whole}.\n{origin(result)}"
+    return text
+
+
+def published_table(root: Path) -> str:
+    """Memory of loading, and what fine-tuning teaches."""
+    text = ""
+    for result in results("published", root):
+        memory, learned = result["memory"], result["answers"]
+        rows = [
+            ("parameters of the random checkpoint", f"{memory['parameters']:,}"),
+            ("its size, MB", cell(memory["megabytes"])),
+            ("peak memory of loading it, MB", cell(memory["peak_megabytes"])),
+            ("of which before anything is loaded", cell(memory["peak_without_megabytes"])),
+            ("peak / size", f"{memory['ratio']:.2f}"),
+            ("counterfactual R² of the imported network", f"{learned['r2_imported']:.4f}"),
+            (f"after {learned['updates']} updates with actions", f"{learned['r2_trained']:.4f}"),
+        ]
+        text += markdown(("what", "value"), rows) + origin(result)
+    return text
+
+
 def cell(value: float | None) -> str:
     """A number with three figures, or a hyphen where nothing was measured."""
     if value is None:
@@ -497,6 +577,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "planning": partial(decision_table, "planning"),
     "acting": partial(decision_table, "acting"),
     "study": study_table,
+    "serve": serve_table,
+    "quantise": quantise_table,
+    "layers": layers_table,
+    "published": published_table,
 }
 
 

@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from kairos_env.agents.serve.wire import JSON, MSGPACK, dump, load
 
 
+LONGEST_PAUSE = 5.0
+
+
 class ServiceError(RuntimeError):
     """The service refused a request; `status` is HTTP's."""
 
@@ -36,7 +39,7 @@ class PolicyClient:
         token: What it wants to be told, if anything.
         timeout: Seconds to wait for an answer.
         retries: How often to ask again when the connection fails or the service is busy.
-        pause: Seconds before the second try; doubled each time.
+        pause: Seconds before the second try; doubled each time, up to LONGEST_PAUSE.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class PolicyClient:
                         f"no policy service at {self._address[0]}:{self._address[1]} ({error})"
                     ) from error
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("the last try returns or raises")
 
     def _once(self, path: str, content: Mapping[str, Any] | None) -> dict[str, Any]:
