@@ -49,9 +49,10 @@ class Guard:
     """Judges one examination after the other.
 
     It stops at once when the real return has fallen by more than half of `tolerance` while the gap
-    grew by as much, both beyond noise; and after `patience` examinations in a row in which the
+    grew by as much, both beyond noise. It stops after `patience` examinations in a row in which the
     dreamed return rose above that of the best policy and the real one by less than a tenth of
-    that. Where the world is also much less sure than at first, an examination counts twice.
+    that, or in which more than half of what the dream promises is not real. Where the world is
+    also much less sure than at first, an examination counts twice.
     """
 
     floor: float
@@ -67,14 +68,12 @@ class Guard:
 
     def judge(self, reading: Reading) -> Verdict:
         """Compare with the best real examination so far."""
-        before = self.best
-        if before is None:
-            self.first = self.best = reading
-            return Verdict(best=True)
+        self.first, before = self.first or reading, self.best or reading
         gain = max(float(before.real.mean()) - self.floor, float(before.real.std()), 1e-9)
-        self.strikes = self.strikes + self._weight(reading) if _alone(before, reading, gain) else 0
+        suspicious = _alone(before, reading, gain) or _flattered(reading, self.floor)
+        self.strikes = self.strikes + self._weight(reading) if suspicious else 0
         fallen = _fallen(before, reading, self.tolerance / 2 * gain)
-        better = bool(reading.real.mean() > before.real.mean())
+        better = self.best is None or bool(reading.real.mean() > before.real.mean())
         if better:
             self.best = reading
         if not fallen and self.strikes < self.patience:
@@ -89,13 +88,13 @@ class Guard:
 
     def _reason(self, before: Reading, reading: Reading, gain: float) -> str:
         assert self.best is not None
-        lost = max(float(before.real.mean() - reading.real.mean()), 0.0) / gain
+        lost = 100 * max(float(before.real.mean() - reading.real.mean()), 0.0) / gain
         unsure = "; the world is much less sure than at first" * (self._weight(reading) == 2)
         return (
-            f"stopped at step {reading.steps}: since step {before.steps} the dreamed return went "
-            f"from {_dreamed(before).mean():.2f} to {_dreamed(reading).mean():.2f}, the real one "
-            f"from {before.real.mean():.2f} to {reading.real.mean():.2f} ({100 * lost:.0f} % of "
-            f"its gain lost){unsure}. The policy of step {self.best.steps} is kept"
+            f"stopped at step {reading.steps}: the dream promises {_dreamed(reading).mean():.2f}, "
+            f"reality gives {reading.real.mean():.2f}; at step {before.steps} it was "
+            f"{_dreamed(before).mean():.2f} and {before.real.mean():.2f} ({lost:.0f} % of the "
+            f"real gain lost since){unsure}. The policy of step {self.best.steps} is kept"
         )
 
 
@@ -104,6 +103,13 @@ def _alone(before: Reading, reading: Reading, gain: float) -> bool:
     dreamed = _dreamed(reading) - _dreamed(before)
     risen, real = float(dreamed.mean()), float((reading.real - before.real).mean())
     return risen > 2 * _error(dreamed) and risen > 0.02 * gain and real < 0.1 * risen
+
+
+def _flattered(reading: Reading, floor: float) -> bool:
+    """More than half of what the dream promises over knowing nothing is, beyond noise, not real."""
+    promised = float(_dreamed(reading).mean()) - floor
+    gap = _dreamed(reading) - reading.real
+    return reading.gap > promised / 2 > 0 and reading.gap > 2 * _error(gap)
 
 
 def _fallen(before: Reading, reading: Reading, limit: float) -> bool:
