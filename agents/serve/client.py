@@ -19,8 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kairos_env.agents.serve.wire import JSON, MSGPACK, dump, load
 
-
-LONGEST_PAUSE = 5.0
+LONGEST_PAUSE = 5.0  # seconds
 
 
 class ServiceError(RuntimeError):
@@ -51,6 +50,7 @@ class PolicyClient:
         retries: int = 5,
         pause: float = 0.25,
     ) -> None:
+        self._connection: http.client.HTTPConnection | None = None
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(f"expected an address such as http://127.0.0.1:8000, got {url!r}")
@@ -58,7 +58,6 @@ class PolicyClient:
         self._token, self._timeout = token, timeout
         self._retries, self._pause = retries, pause
         self._kind = MSGPACK if importlib.util.find_spec("msgpack") else JSON
-        self._connection: http.client.HTTPConnection | None = None
 
     def act(
         self,
@@ -111,6 +110,10 @@ class PolicyClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def __del__(self) -> None:
+        """A forgotten client leaves no connection open."""
+        self.close()
 
     def ask(self, path: str, content: Mapping[str, Any] | None) -> dict[str, Any]:
         """GET, or POST the content; asks again when that may help."""
