@@ -2,7 +2,7 @@
 
 The policy sees the state (predicted in the dream, true in reality) and holds one action for a step.
 
-Run: python examples/4_train_in_the_dream.py [--world push] [--steps 20000] [--episodes 100]
+Run: python examples/4_train_in_the_dream.py [--world reach] [--steps 20000] [--episodes 100]
 """
 
 import argparse
@@ -16,7 +16,7 @@ from kairos_env.sb3 import DreamVecEnv
 from kairos_env.worlds import load_world
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--world", default=None)
+parser.add_argument("--world", default="reach")
 parser.add_argument("--steps", type=int, default=20_000)
 parser.add_argument("--episodes", type=int, default=100)
 arguments = parser.parse_args()

@@ -38,6 +38,7 @@ from kairos_env.agents.imagine.run import (
     converged,
     guarded,
     learn,
+    read_log,
     tested,
     unguarded,
 )
@@ -250,6 +251,7 @@ def summarised(study: Study, methods: dict[str, list[Json]]) -> Json:
         "methods": rows,
         "exploit_gap": None if one is None else gaps(methods["dream"], one - floor),
         "real_steps": {m: real_steps(study, m, runs) for m, runs in methods.items()},
+        "converged_reached": reached(study) if "converged" in methods else None,
         "runs": methods,
     }
 
@@ -287,3 +289,14 @@ def real_steps(study: Study, method: str, runs: list[Json]) -> Json:
     }[method]
     exams = float(np.mean([run.get("exam_steps", 0) for run in runs]))
     return {"practice": practised, "examinations": exams}
+
+
+def reached(study: Study, share: float = 0.95) -> Json:
+    """Low-level real actions that practice in reality needs until it has gained this share."""
+    floor, steps = float(study.floor.mean()), []
+    for seed, _ in study.config.runs(baseline=True):
+        entries = read_log(folder_of(study.config, "converged", seed))
+        real = np.array([entry.reading.real.mean() for entry in entries])
+        first = int(np.argmax(real - floor >= share * (real.max() - floor)))
+        steps.append(study.examiner.chunk * entries[first].reading.steps)
+    return {"share": share, "actions": float(np.mean(steps)), "runs": len(steps)}
