@@ -173,7 +173,7 @@ def test_folders_that_hold_something_else_are_named(checkpoint, tmp_path, capsys
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     write_tensors({"layer.weight": torch.zeros(2, 2)}, foreign / "a.safetensors")
-    with pytest.raises(ValueError, match="match no row of the table"):
+    with pytest.raises(ValueError, match="this is no published video network"):
         import_official(
             Import(folder=foreign, out=tmp_path / "w", vae=checkpoint / AUTOENCODER_FILE, **SMALL)
         )
