@@ -8,7 +8,7 @@ a step with pictures, taken in turns.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import tyro
@@ -132,7 +132,8 @@ def _evidence(
         model = world.model
         if "window" in knobs:
             model = world.with_window(knobs.pop("window")).model
-        predictors[DREAM if name == OWN else name] = Dream(Dialled(model=model, **knobs))
+        dialled = cast(WorldModel, Dialled(model=model, **knobs))  # all that a predictor asks of it
+        predictors[DREAM if name == OWN else name] = Dream(dialled)
     held_out = HeldOut(world.manifest.environment, world.model.config.history, config)
     try:
         return gather(held_out, predictors, config, on_progress=tell)

@@ -120,13 +120,12 @@ class Endurance:
         return {name: round(float(np.median(values)), 4) for name, values in times.items()}
 
     def _actions(self, envs: DreamVectorEnv, step: int) -> NDArray[Any]:
-        space = envs.single_action_space
+        space, shape = envs.chunk_space, (self.dreams, *envs.chunk_space.shape)
         generator = np.random.default_rng([self.seed, step])
         if isinstance(space, spaces.Box):
-            shape = (self.dreams, *space.shape)
             low, high = np.clip((space.low, space.high), -1e3, 1e3)
-            return generator.uniform(low, high, shape).astype(space.dtype)
-        return generator.integers(space.nvec, size=(self.dreams, *space.shape)) + space.start
+            return generator.uniform(low, high, shape).astype(np.float32)
+        return generator.integers(space.nvec, size=shape) + space.start
 
     def _keep(self, old: DreamVectorEnv, log: Json) -> None:
         """Write down where the run stands; a kill in the middle leaves what was written before."""

@@ -86,9 +86,7 @@ class EnvironmentBench:
 class Operations(TorchDispatchMode):
     """Counts what torch is asked to do."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and do it."""
@@ -173,7 +171,7 @@ def snapshots(world: World, bench: EnvironmentBench, clock: Clock) -> Json:
     kept = envs.snapshot()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dream.safetensors"
-        work = {
+        work: dict[str, Work] = {
             "snapshot": envs.snapshot,
             "restore": lambda: envs.restore(kept),
             "save": lambda: kept.save(path),
@@ -192,15 +190,18 @@ def _same_future(envs: DreamVectorEnv, path: Path, away: int) -> bool:
     envs.action_space.seed(1)
     actions = [envs.action_space.sample() for _ in range(20)]
     envs.restore(path)
-    expected = [envs.step(action) for action in actions]
+    expected = _future(envs, actions)
     act = stepping(envs)
     for _ in range(away):
         act()
     envs.restore(path)
-    return all(
-        all(np.array_equal(a, b) for a, b in zip(envs.step(action)[:4], want[:4], strict=True))
-        for action, want in zip(actions, expected, strict=True)
-    )
+    pairs = zip(_future(envs, actions), expected, strict=True)
+    return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+
+
+def _future(envs: DreamVectorEnv, actions: Sequence[Any]) -> list[Any]:
+    """Observations, rewards and ends of all steps, in a row."""
+    return [told for action in actions for told in envs.step(action)[:4]]
 
 
 def _forks(envs: DreamVectorEnv, bench: EnvironmentBench) -> Json:
@@ -211,9 +212,9 @@ def _forks(envs: DreamVectorEnv, bench: EnvironmentBench) -> Json:
     forked = time.process_time() - start
     action = one.action_space.sample()
     start = time.process_time()
-    seen = many.step(np.repeat(action, bench.forks, axis=0))[0]
+    seen: Any = many.step(np.repeat(action, bench.forks, axis=0))[0]
     stepped = time.process_time() - start
-    alone = one.step(action)[0]
+    alone: Any = one.step(action)[0]
     return {
         "forks": bench.forks,
         "fork_ms": 1e3 * forked,
@@ -225,7 +226,8 @@ def _forks(envs: DreamVectorEnv, bench: EnvironmentBench) -> Json:
 
 
 def _operations(envs: DreamVectorEnv) -> int:
-    with Operations() as counter:
+    counter = Operations()  # type: ignore[no-untyped-call]  # torch gives no type
+    with counter:
         envs.step(envs.action_space.sample())
     return counter.count
 

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from small_worlds import chosen, pairs, plain
 
 from kairos_env.catalogue import FILES
@@ -150,4 +151,21 @@ def test_damaged_files(tmp_path, file):
             told.append(str(error))
     assert all(file.split(".")[0] in text for text in told)
     (folder / file).write_bytes(whole)
+    assert load_world(folder).fingerprint == world.fingerprint
+
+
+def test_weights_that_are_not_numbers(tmp_path):
+    world = plain()
+    folder = save_world(tmp_path / "w", world.model, manifest=world.manifest, starts=world.starts)
+    draw = random.Random(5)
+    for file in ("model.safetensors", "tokenizer.safetensors"):
+        whole = load_file(folder / file)
+        names = [name for name, array in whole.items() if array.dtype.kind == "f" and array.size]
+        for value in (np.nan, np.inf, -np.inf):
+            name = draw.choice(names)
+            poisoned = {**whole, name: np.full_like(whole[name], value)}
+            save_file(poisoned, folder / file)
+            with pytest.raises(WorldError, match=f"{name}.*NaN or infinity"):
+                load_world(folder)
+        save_file(whole, folder / file)
     assert load_world(folder).fingerprint == world.fingerprint

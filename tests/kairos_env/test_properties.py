@@ -128,6 +128,7 @@ def test_a_neighbour_that_begins_anew_late_changes_no_bit(frames):
         assert np.array_equal(mine[1][~mask], theirs[1][~mask])
 
 
+@pytest.mark.slow
 def test_a_snapshot_continues_exactly_after_a_thousand_other_steps(tmp_path):
     envs = DreamVectorEnv(2, world=plain(), observation="latent", decode=False, horizon=5000)
     envs.reset(seed=0)
