@@ -87,8 +87,7 @@ class Trials:
                 on_progress(number, len(wanted))
             if (episode, name) not in done:
                 document["trials"].append(self._trial(env, episode, name))
-            document["results"] = summary(document["trials"], self.contestants)
-            self._write(document)
+                self._write(document)
         if on_progress is not None:
             on_progress(len(wanted), len(wanted))
         return document
@@ -140,10 +139,16 @@ class Trials:
                     f"{self.path} holds another measurement: its {key} is {old.get(key)!r}, here "
                     f"it is {fresh[key]!r}. Give another --json, or delete the file"
                 )
-        trials = [trial for trial in old["trials"] if trial["episode"] < self.episodes]
-        return fresh | {"trials": trials, "costs": old["costs"]}
+        held = 1 + max((trial["episode"] for trial in old["trials"]), default=-1)
+        if held > self.episodes:
+            raise ValueError(
+                f"{self.path} holds {held} episodes already: ask for as many or more, or give "
+                "another --json"
+            )
+        return fresh | {key: old[key] for key in ("trials", "costs", "results")}
 
     def _write(self, document: Json) -> None:
+        document["results"] = summary(document["trials"], self.contestants)
         document["measured_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         if self.path is not None:
             write_json(self.path, document)

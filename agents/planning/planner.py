@@ -46,7 +46,7 @@ class Planner:
         horizon: H, steps.
         candidates: N.
         iterations: Rounds of the search.
-        elites: Candidates that a round's result is made of; None: an eighth.
+        elites: Candidates that a round's result is made of; None: a quarter.
         reward: What a predicted frame is worth, `reward(prediction)` to (N, F); None takes the
             world's own reward.
         value: What comes after the horizon, `value(prediction)` to (N,); None: nothing.
@@ -82,7 +82,7 @@ class Planner:
             method=method,
             candidates=candidates,
             iterations=iterations,
-            elites=max(1, candidates // 8) if elites is None else elites,
+            elites=max(1, candidates // 4) if elites is None else elites,
         )
         self.objective = Objective(
             reward=reward,

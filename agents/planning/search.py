@@ -91,7 +91,8 @@ def search(
 
     Args:
         score: (N, T, D) to (N,). What is not finite counts as the worst.
-        guesses: (G, T, D), G >= 1: the first is the first mean; all are scored as they are.
+        guesses: (G, T, D), G >= 1: all are scored as they are, and half of the first candidates
+            are drawn around the first of them, half around zero.
         config: How.
         generator: All randomness.
 
@@ -101,10 +102,12 @@ def search(
     mean, spread = guesses[0], np.full_like(guesses[0], config.spread)
     known = guesses
     best, value = mean, -math.inf
-    for size in populations(config):
+    for number, size in enumerate(populations(config)):
         known = known[:size]
-        fresh = (size - len(known), *mean.shape)
-        drawn = mean + spread * _noise(config, generator, fresh)
+        noise = _noise(config, generator, (size - len(known), *mean.shape))
+        # At first every other candidate forgets the guess: a plan that went wrong must be left.
+        trust = (np.arange(len(noise)) % 2 if number == 0 else np.ones(len(noise)))[:, None, None]
+        drawn = trust * mean + spread * noise
         candidates = np.concatenate([known, drawn]).clip(-1.0, 1.0)
         returns = _scored(score, candidates)
         order = np.argsort(-returns, kind="stable")

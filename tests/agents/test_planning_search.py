@@ -88,6 +88,17 @@ def test_a_good_guess_is_never_lost(method: str) -> None:
     assert np.array_equal(result.best, OPTIMUM)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_guess_that_went_wrong_is_left(method: str) -> None:
+    """Few candidates, few rounds, and a warm start in the corner opposite to the optimum."""
+    guess = np.full((1, 3, 2), -1.0)
+    config = SearchConfig(method=method, candidates=24, elites=6, iterations=3)
+    score = lambda x: -np.square(x - 0.8).sum((1, 2))  # noqa: E731
+    for seed in range(5):
+        best = search(score, guess, config, np.random.default_rng(seed)).best
+        assert best.mean() > 0.2
+
+
 def test_icem_needs_fewer_evaluations_where_the_answer_is_smooth() -> None:
     """What its coloured noise and shrinking rounds are for: long, slow sequences."""
     wave = 0.8 * np.sin(np.linspace(0, np.pi, 30))[:, None]

@@ -83,6 +83,10 @@ def test_the_file_of_another_measurement_is_left_alone(world, tmp_path, capsys) 
     before = path.read_text()
     assert acting.act(arguments(world, path, "--episodes", "1", "--seed", "3")) == 1
     assert "holds another measurement: its seed is 0, here it is 3" in capsys.readouterr().err
+    measured(world, path, "--episodes", "2")
+    before = path.read_text()
+    assert acting.act(arguments(world, path, "--episodes", "1")) == 1
+    assert "holds 2 episodes already: ask for as many or more" in capsys.readouterr().err
     assert path.read_text() == before
 
 
@@ -93,7 +97,7 @@ def test_planning_is_measured_for_every_method(world, tmp_path) -> None:
     assert acting.plan([world, *options]) == 0
     document = json.loads(path.read_text())
     assert list(document["results"]) == ["random", "expert", "cem", "mppi"]
-    assert document["policies"]["cem"]["elites"] == 1
+    assert document["policies"]["cem"]["elites"] == 2
     assert document["costs"]["cem"]["gflop"] == document["costs"]["mppi"]["gflop"]
 
 
