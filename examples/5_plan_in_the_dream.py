@@ -3,7 +3,7 @@
 The planner's goal is the world's own reward, or any function of what is predicted: `--corner` asks
 for something that nobody was trained for, the agent in the upper right corner.
 
-Run: python examples/5_plan_in_the_dream.py [--world push] [--corner] [--steps 20]
+Run: python examples/5_plan_in_the_dream.py [--world reach] [--corner] [--steps 20]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from kairos_env.world_model.world_model import Prediction
 from kairos_env.worlds import load_world
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--world", default="push")
+parser.add_argument("--world", default="reach")
 parser.add_argument("--corner", action="store_true")
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--candidates", type=int, default=32)

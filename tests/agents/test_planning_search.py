@@ -93,7 +93,10 @@ def test_a_guess_that_went_wrong_is_left(method: str) -> None:
     """Few candidates, few rounds, and a warm start in the corner opposite to the optimum."""
     guess = np.full((1, 3, 2), -1.0)
     config = SearchConfig(method=method, candidates=24, elites=6, iterations=3)
-    score = lambda x: -np.square(x - 0.8).sum((1, 2))  # noqa: E731
+
+    def score(candidates):
+        return -np.square(candidates - 0.8).sum((1, 2))
+
     for seed in range(5):
         best = search(score, guess, config, np.random.default_rng(seed)).best
         assert best.mean() > 0.2
