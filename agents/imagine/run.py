@@ -106,7 +106,8 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
     config, entries = practice.config, read_log(folder)
     if (folder / RESULT).exists():
         result: dict[str, Any] = read_json(folder / RESULT)
-        if result["stopped"] or practice.spent(entries) >= 1:
+        done = result["stopped"] or practice.spent(entries) >= 1
+        if done and result["steps"] == entries[-1].reading.steps:
             return result
     env = acting_on_chunks(config, practice.env())
     try:
