@@ -245,11 +245,13 @@ class CheckpointPolicy:
     Stable-Baselines3 unpickles parts of its checkpoints: open only those you trust.
 
     Args:
-        path: The .zip file that `model.save` wrote.
+        path: The .zip file that `model.save` wrote. It sees the frame, or the simulator's state.
         env: Where it will act. Its action is a chunk, or one action that is held for a chunk.
     """
 
     def __init__(self, path: Path, env: Env[Frame, Chunk]) -> None:
+        from kairos_env.real import RealEnv
+
         self._model = load_checkpoint(path)
         self._path = path
         trained, here = self._model.action_space, env.action_space
@@ -260,7 +262,9 @@ class CheckpointPolicy:
                 "the sizes differ. Was it trained with another chunk?"
             )
         seen, shown = self._model.observation_space, env.observation_space
-        if sorted(seen.shape) != sorted(shown.shape or ()):
+        real = env if isinstance(env, RealEnv) else None
+        self._state_of = real if real is not None and seen.shape == (real.state_size,) else None
+        if self._state_of is None and sorted(seen.shape) != sorted(shown.shape or ()):
             raise ValueError(
                 f"{path} was trained on observations {seen}, this environment shows {shown}"
             )
@@ -278,7 +282,8 @@ class CheckpointPolicy:
 
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._sampling)
-            action, _ = self._model.predict(frame, deterministic=False)
+            seen = frame if self._state_of is None else self._state_of.state
+            action, _ = self._model.predict(seen, deterministic=False)
             self._sampling = torch.get_rng_state()
         shape, chosen = self._space.shape or (), np.asarray(action)
         whole = chosen.size == np.prod(shape)

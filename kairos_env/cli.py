@@ -35,6 +35,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "kairos_env.agents.imagine.cli:main",
         "train a policy in a world's dream, and examine it in reality",
     ),
+    "evolve": (
+        "kairos_env.agents.evolve.cli:main",
+        "collect, train the world, improve the policy, deploy; round by round",
+    ),
     "plan": ("kairos_env.benchmarks.acting:plan", "plan in a world's dream, act in its real twin"),
     "act": ("kairos_env.benchmarks.acting:act", "let a world's own action stream act"),
     "serve": ("kairos_env.agents.serve.cli:main", "answer robots over HTTP with a world's policy"),

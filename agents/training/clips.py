@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from kairos_env.agents.data.cache import FrameStore, TrainingCache, open_cache
 from kairos_env.agents.data.clips import Batch, ClipConfig, Clips, select_episodes
@@ -159,10 +159,10 @@ def as_tensors(batch: Batch, device: str, rows: slice = slice(None)) -> dict[str
     }
 
 
-def fingerprint(tokenizer: AnyTokenizer) -> str:
-    """A name for these weights, so that latents of two tokenizers are never mixed up."""
+def fingerprint(module: nn.Module) -> str:
+    """A name for these weights, so that those of two networks are never mixed up."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -96,6 +96,11 @@ class RealEnv(gymnasium.Env[Frame, NDArray[Any]]):
         """S, the length of `info["state"]`; 0 when the task shows only pictures."""
         return int(self._simulator.state.size)
 
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """The present state, as `info["state"]` told it last."""
+        return self._simulator.state.copy()
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Frame, dict[str, Any]]:

@@ -1,0 +1,131 @@
+"""What a run of `kairos evolve` is: how many rounds, and what each of them may spend."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from kairos_env.agents.imagine.config import Algorithm
+from kairos_env.agents.policies import PolicySpec
+from kairos_env.world_model.presets import SIZES
+
+# What may change between two commands that go on with the same run.
+FREE = ("out", "rounds", "control", "threads", "device")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvolveConfig:
+    """Collect with the present policy, train the world on, practise in it, deploy; round by round.
+
+    The same command goes on with a stopped run; more rounds go on with a finished one. All figures
+    are written to OUT/evolve.json.
+    """
+
+    env: Annotated[str, tyro.conf.Positional]
+    """KairosReach-v0, any Gymnasium id, metaworld/TASK, robosuite/TASK."""
+    out: Path
+    """Folder of the run."""
+    rounds: int = 4
+    episodes: int = 50
+    """Real episodes collected in a round."""
+    policy: tuple[str, ...] = ("random:0.5", "smooth:0.5")
+    """Who collects in the first round, as for `kairos collect`."""
+    explore: float = 0.3
+    """Share of the time in which smooth noise acts instead of the policy, in later rounds."""
+    minutes: float = 10.0
+    """Wall-clock budget of the world in a round."""
+    size: str = "small"
+    """tiny, small or medium."""
+    stages: tuple[str, ...] = ("tokenizer", "dynamics", "rollout", "unroll")
+    """What the first world learns, as for `kairos train`."""
+    updates: tuple[int, ...] | None = None
+    """Updates of each of these stages instead of minutes: the same weights on every machine of the
+    same kind."""
+    further: tuple[str, ...] = ("unroll",)
+    """Stages of later rounds; the world goes on from the one before, on all data so far."""
+    further_updates: tuple[int, ...] | None = None
+    """Updates of each of those."""
+    algo: Algorithm = "ppo"
+    steps: int = 40_960
+    """Dreamed steps that the policy practises in a round."""
+    envs: int = 64
+    """Dreams in one batch."""
+    horizon: int = 16
+    """Dreamed steps after which an episode is cut off and its future estimated."""
+    round_steps: int = 4096
+    """Dreamed steps between two examinations in the real twin."""
+    exam_episodes: int = 20
+    """Real episodes of an examination; they choose the policy that is kept."""
+    test_episodes: int = 100
+    """Real episodes that a round's policy is measured on; they choose nothing."""
+    fidelity_episodes: int = 16
+    """Real episodes, never trained on, that a world's dreams are compared with."""
+    control: bool = False
+    """Also train a world and a policy once, with the same effort, on as many real steps of the
+    first round's collectors: what the feedback is worth."""
+    chunk: int | None = None
+    """Low-level actions per step; the environment's default when not given."""
+    frame_size: int | None = None
+    """Side of the picture in pixels."""
+    episode_steps: int | None = None
+    """Steps until a real episode is cut off."""
+    seed: int = 0
+    threads: int = 1
+    """CPU threads. On a shared machine one is far faster than several that wait for each other."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, before anything is collected."""
+        for name in ("rounds", "episodes", "steps", "fidelity_episodes", "threads"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        if self.size not in SIZES:
+            raise ValueError(f"no size {self.size!r}; there are {', '.join(SIZES)}")
+        for text in self.policy:
+            PolicySpec.parse(text)
+        if not 0 <= self.explore <= 1:
+            raise ValueError(f"--explore must be in [0, 1], got {self.explore}")
+        if not set(self.further) <= set(self.stages):
+            raise ValueError(
+                f"--further must be among --stages {' '.join(self.stages)}, got "
+                f"{' '.join(self.further)}"
+            )
+        if (self.updates is None) != (self.further_updates is None):
+            raise ValueError("give both --updates and --further-updates, or neither (minutes)")
+        for name, stages, given in (
+            ("--updates", self.stages, self.updates),
+            ("--further-updates", self.further, self.further_updates),
+        ):
+            if given is not None and (len(given) != len(stages) or min(given, default=0) < 1):
+                raise ValueError(
+                    f"{name} must be a positive number for each of {' '.join(stages)}, got "
+                    f"{' '.join(map(str, given))}"
+                )
+
+    @property
+    def real_arguments(self) -> dict[str, Any]:
+        """What `make_real` gets: only what was asked for."""
+        asked = {
+            "chunk": self.chunk,
+            "frame_size": self.frame_size,
+            "horizon": self.episode_steps,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def updates_of(self, turns: int) -> tuple[int, ...] | None:
+        """Updates of the first world's stages that are worth so many rounds."""
+        if self.updates is None or self.further_updates is None:
+            return None
+        more = dict(zip(self.further, self.further_updates, strict=True))
+        pairs = zip(self.stages, self.updates, strict=True)
+        return tuple(first + (turns - 1) * more.get(name, 0) for name, first in pairs)
+
+    def as_json(self) -> dict[str, Any]:
+        """What a run is, as JSON values; without what may change on the way."""
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+        plain: dict[str, Any] = json.loads(json.dumps(kept))
+        return plain

@@ -1,0 +1,172 @@
+"""Self-evolution: what each round did is on record, and a kill in any phase changes nothing."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import tiny_envs  # noqa: F401 (registers the environments)
+
+pytest.importorskip("stable_baselines3")
+
+from kairos_env.agents.collect import Recorder
+from kairos_env.agents.evolve import loop
+from kairos_env.agents.evolve.cli import main
+from kairos_env.agents.evolve.config import EvolveConfig
+from kairos_env.agents.imagine import run as runs
+from kairos_env.agents.training import loop as training
+from kairos_env.agents.training import validation
+
+
+class KilledError(BaseException):
+    pass
+
+
+def config_for(out: Path, **changes: object) -> EvolveConfig:
+    base = EvolveConfig(
+        env="TinyBall-v0",
+        out=out,
+        rounds=2,
+        episodes=6,
+        size="tiny",
+        stages=("tokenizer", "dynamics"),
+        updates=(2, 2),
+        further=("dynamics",),
+        further_updates=(2,),
+        steps=12,
+        envs=3,
+        horizon=3,
+        round_steps=6,
+        exam_episodes=2,
+        test_episodes=2,
+        fidelity_episodes=2,
+        control=True,
+        chunk=2,
+        frame_size=16,
+        episode_steps=10,
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_dreams():
+    """Episodes of the ball are short; fifty steps of dreaming would show nothing more."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(validation, "HORIZONS", (1, 5))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evolve") / "run"
+    loop.evolve(config_for(out))
+    return out
+
+
+def results_of(out: Path) -> dict:
+    return json.loads((out / loop.EVOLVE).read_text())
+
+
+def test_each_round_says_what_it_was_made_of(finished):
+    results = results_of(finished)
+    first, second = results["rounds"]
+    assert [d["folder"] for d in second["data"]] == ["round-0/data", "round-1/data"]
+    assert first["data"][0]["collectors"] == ["random", "smooth"]
+    assert second["data"][1]["collectors"] == ["round-0/policy/policy.zip@0.3"]
+    assert (first["world"]["start"], second["world"]["start"]) == (None, "round-0")
+    assert second["policy"]["start"] == "round-0"
+    assert first["world"]["weights"] != second["world"]["weights"]
+    assert second["real_steps"]["data"] == sum(d["real_steps"] for d in second["data"])
+    assert second["real_steps"]["examinations"] > first["real_steps"]["examinations"] > 0
+    for row in (first, second):
+        assert row["real"]["episodes"] == 2
+        assert {"psnr@1", "copy@1"} <= row["fidelity"]["held-out"].keys()
+        assert {"psnr@1", "copy@1"} <= row["fidelity"]["deployed"].keys()
+
+
+def test_the_control_has_as_many_real_steps_and_updates_and_no_feedback(finished):
+    results = results_of(finished)
+    control, last = results["control"], results["rounds"][-1]
+    (data,) = control["data"]
+    assert data["collectors"] == ["random", "smooth"]
+    longest = loop.longest(finished / "control-2" / "data")
+    assert 0 <= data["real_steps"] - last["real_steps"]["data"] < longest
+    assert control["world"]["stages"] == [
+        {"stage": "tokenizer", "updates": 2},
+        {"stage": "dynamics", "updates": 4},
+    ]
+    assert control["policy"]["dreamed_steps"] == sum(
+        row["policy"]["dreamed_steps"] for row in results["rounds"]
+    )
+
+
+def test_a_policy_is_examined_before_it_practises_on(finished):
+    """So a round cannot end with a worse policy than it began with, on the examined episodes."""
+    folders = [next((finished / f"round-{n}/policy/dream").iterdir()) for n in (0, 1)]
+    first, second = (runs.read_log(folder) for folder in folders)
+    assert second[0].reading.steps == 0
+    kept = json.loads((folders[0] / runs.RESULT).read_text())["kept_exam"]
+    assert second[0].reading.real.mean() == pytest.approx(kept)
+    assert first[0].reading.steps > 0
+
+
+# What dies in the second round and in the control, and at which call.
+DEATHS = (
+    (Recorder, "stage", 12),
+    (training, "finish_stage", 1),
+    (runs, "write_log", 2),
+    (loop, "fidelity", 2),
+    (Recorder, "stage", 3),
+)
+
+
+def killed_at(monkeypatch, home, name, call):
+    true, calls = getattr(home, name), []
+
+    @functools.wraps(true)
+    def dies(*args, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise KilledError
+        return true(*args, **options)
+
+    monkeypatch.setattr(home, name, dies)
+
+
+def test_killed_in_every_phase_it_ends_with_the_same_figures(finished, tmp_path, monkeypatch):
+    config = config_for(tmp_path / "run")
+    for home, name, call in DEATHS:
+        with monkeypatch.context() as patched:
+            killed_at(patched, home, name, call)
+            with pytest.raises(KilledError):
+                loop.evolve(config)
+    assert loop.evolve(config) == results_of(finished) == results_of(config.out)
+
+
+def test_a_finished_run_does_nothing_twice_and_refuses_another(finished, monkeypatch):
+    for name in ("train", "imagine", "evaluate"):
+        monkeypatch.setattr(loop, name, None)
+    assert loop.evolve(config_for(finished)) == results_of(finished)
+    with pytest.raises(ValueError, match="another explore"):
+        loop.evolve(config_for(finished, explore=0.5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rounds", "0"], "at least 1"),
+        (["--updates", "1", "1", "1", "1"], "give both"),
+        (["--further", "dream"], "must be among"),
+        (["--size", "huge"], "no size"),
+        (["--explore", "2"], "in [0, 1]"),
+    ],
+)
+def test_bad_input_is_answered_in_words(tmp_path, capsys, arguments, said):
+    try:
+        status = main(["TinyBall-v0", "--out", str(tmp_path / "run"), *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status not in (0, None)
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
