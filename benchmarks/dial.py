@@ -21,7 +21,9 @@ from kairos_env.benchmarks.environment import started, stepping
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.measure import DREAM, Evidence, gather, summarise
 from kairos_env.benchmarks.fidelity.predictors import Dream
+from kairos_env.benchmarks.fidelity.report import plain
 from kairos_env.benchmarks.machine import results_folder, write_results
+from kairos_env.benchmarks.tables import cell
 from kairos_env.benchmarks.timing import Clock
 from kairos_env.catalogue import bundled_worlds
 from kairos_env.dreams import Precision, rounded
@@ -117,8 +119,9 @@ def fidelity(world: World, bench: DialBench, turned: Mapping[str, Setting], bar:
 
     told: dict[str, int] = {}
     evidence = _evidence(world, config, judged, tell)
-    found = summarise(evidence, config, state_names=world.manifest.environment.state_names)
-    return {name: found["predictors"][DREAM if name == OWN else name] for name in judged}
+    summary = summarise(evidence, config, state_names=world.manifest.environment.state_names)
+    found = plain(summary["predictors"])
+    return {name: found[DREAM if name == OWN else name] for name in judged}
 
 
 def _evidence(
@@ -160,12 +163,16 @@ def rows(turned: Mapping[str, Setting], times: Json, errors: Json) -> list[Json]
         for horizon, found in horizons.items():
             objects = found.get("objects", {})
             row[f"at_{horizon}"] = {
-                "psnr": found["psnr"]["value"],
-                "state": found["state"]["value"] if found.get("state") else None,
-                "objects_px": {k: v["error_px"]["value"] for k, v in objects.items()},
+                "psnr": _value(found["psnr"]),
+                "state": _value(found.get("state")),
+                "objects_px": {k: _value(v["error_px"]) for k, v in objects.items()},
             }
         result.append(row)
     return result
+
+
+def _value(estimate: Json | None) -> float | None:
+    return None if estimate is None else estimate["value"]
 
 
 def report(world: World, table: Sequence[Json]) -> Table:
@@ -177,8 +184,8 @@ def report(world: World, table: Sequence[Json]) -> Table:
     for mark in marks:
         shown.add_column(f"PSNR, frame {mark[3:]}", justify="right")
     for row in table:
-        quality = [f"{row[mark]['psnr']:.2f}" if mark in row else "-" for mark in marks]
-        shown.add_row(row["setting"], *(f"{t:.2f}" for t in row["step_ms"].values()), *quality)
+        quality = [cell(row.get(mark, {}).get("psnr")) for mark in marks]
+        shown.add_row(row["setting"], *map(cell, row["step_ms"].values()), *quality)
     return shown
 
 
