@@ -1,9 +1,8 @@
 """`kairos bench quantise`: weights in 8 and 4 bits: what they save, and what they cost a dream.
 
-Two places. A bundled world dreams the same starts, seeds and actions with each precision, and the
-distance of its states from those of float32 is measured beside the distance from the truth, which
-is the scale that matters. And the linear layers of the published 4B network, one of each shape,
-are timed and compared with their own weights in bfloat16.
+Two places. A bundled world dreams the same starts, seeds and actions with each precision: how far
+do its states stray from those of float32? And the linear layers of the published 4B network, one of
+each shape, are timed and compared with the weights that they were rounded from.
 """
 
 import math
@@ -116,7 +115,9 @@ def layer_rows(command: QuantiseBench) -> list[dict[str, Any]]:
     rows = []
     for shape, count in sorted(shapes_of(command.layout).items()):
         generator = torch.Generator().manual_seed(0)
-        layer = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16)
+        layer = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16).requires_grad_(
+            False
+        )
         with torch.no_grad():
             layer.weight.normal_(std=1 / math.sqrt(shape[1]), generator=generator)
         layers = {"bfloat16": layer} | {p: WeightOnlyLinear(layer, p) for p in WEIGHTS}

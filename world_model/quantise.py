@@ -105,7 +105,8 @@ def widened(rounded: Tensor, scale: Tensor, precision: WeightPrecision) -> Tenso
     levels = torch.stack([rounded // 16, rounded % 16], -1).flatten(1)  # (N, K)
     groups = levels.unflatten(1, (-1, GROUP)).to(scale.dtype)
     spread, middle = scale.transpose(0, 1).unbind(-1)  # (N, G)
-    return ((groups - 8) * spread[..., None] + middle[..., None]).flatten(1)
+    whole: Tensor = ((groups - 8) * spread[..., None] + middle[..., None]).flatten(1)
+    return whole
 
 
 def quantise(model: nn.Module, precision: WeightPrecision) -> nn.Module:

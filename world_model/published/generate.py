@@ -66,7 +66,7 @@ class Task:
     few_step: bool = False
     """The four steps of distilled networks, without guidance."""
     teacache: float = 0.0
-    """Threshold below which blocks are skipped, for video alone; 0 skips none."""
+    """Threshold below which blocks are skipped, for all items at once; for video alone; 0: none."""
     tiled: bool = False
     """Run the autoencoder on tiles, which bounds its memory."""
     picture_in_text: bool = True
