@@ -3,7 +3,8 @@
 The service runs in its own process, as it does in use. Clients ask without pause; beside them come
 broken, oversized and pickled bodies, which must be refused and change nothing. At the end it is
 told to close in the middle of requests, and then killed in the middle of requests and started
-again: every client must have its answer, and the same one.
+again: every client must have its answer. How many are bit for bit those of before is counted too:
+batches of other sizes round in another way.
 """
 
 import contextlib

@@ -179,6 +179,8 @@ def agents_table(root: Path) -> str:
             rows.append([name, row["return"]["runs"], *scores, share(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")
         text += f"World `{result['world']}`:\n\n" + markdown(head, rows) + origin(result) + "\n"
+        stops = [run["stopped"] for run in result["runs"]["dream"] if run["stopped"]]
+        text += "".join(f"The guard {reason}.\n\n" for reason in stops)
     return text.removesuffix("\n")
 
 
@@ -470,6 +472,10 @@ def dial_table(root: Path) -> str:
     return text.removesuffix("\n")
 
 
+ENDS = ("drained", "after_kill", "after_kill_same")
+"""How many clients have their answer when the policy service ends."""
+
+
 def serve_table(root: Path) -> str:
     """Latency of the policy service, and what it survives."""
     text = ""
@@ -489,7 +495,14 @@ def serve_table(root: Path) -> str:
                 ]
             )
         head = ("world", "clients", "requests", "errors", "a second", "in a batch", "p50, ms")
-        more = ("p90", "p99", "broken bodies", "answered while closing", "same after a kill")
+        more = (
+            "p90",
+            "p99",
+            "broken bodies",
+            "answered while closing",
+            "after a kill",
+            "bit for bit the same",
+        )
         text += markdown((*head, *more), rows)
         text += f"\nLoad average of the machine meanwhile: {result['load_average']:.0f}.\n"
         text += origin(result)

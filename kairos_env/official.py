@@ -91,6 +91,8 @@ class Import:
     """How they were used in training: min/max, q01/q99, z-score, or a range such as -2/2."""
     text_encoder: Path | None = None
     """Folder of the Qwen text encoder; it is named in the world, not copied."""
+    picture_in_text: bool = True
+    """Whether it is shown the picture too; LIBERO-plus was trained without."""
     picture: Path | None = None
     """What dreams begin with; a grey picture when not given."""
 
@@ -115,7 +117,6 @@ def import_official(options: Import) -> Path:
     """
     network, autoencoder = read_parts(options)
     config = config_of(options, network, autoencoder)
-    statistics_of(config.imported.statistics or {}) if config.imported else None
     with torch.device("meta"):
         model = PublishedWorld(config)
     ours = {f"network.{name}": tensor for name, tensor in from_official(network).items()}
@@ -266,12 +267,18 @@ def config_of(
             guidance=options.guidance,
             few_step=options.few_step,
             normalize=options.normalize,
-            statistics=json.loads(options.statistics.read_text("utf-8"))
-            if options.statistics
-            else None,
+            statistics=checked_statistics(options.statistics) if options.statistics else None,
             text_encoder=str(options.text_encoder.resolve()) if options.text_encoder else None,
+            picture_in_text=options.picture_in_text,
         ),
     )
+
+
+def checked_statistics(path: Path) -> dict[str, Any]:
+    """The content of a statistics file, after it has been read as one."""
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    statistics_of(content, source=str(path))
+    return content
 
 
 def manifest_of(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kairos_env.agents.serve.policies import policy_of
 from kairos_env.agents.serve.server import MEGABYTE, PolicyServer
+from kairos_env.world_model.quantise import WeightPrecision
 from kairos_env.worlds import load_world
 
 TOKEN_VARIABLE = "KAIROS_TOKEN"
@@ -27,6 +28,8 @@ class Arguments:
     """Give 0.0.0.0 to let other machines ask; then set a token too."""
     port: int = 8000
     device: str = "cpu"
+    weights: WeightPrecision | None = None
+    """Round the weights of the blocks: int8, fp8 or int4."""
     batch: int = 16
     """Requests answered together."""
     largest_body: float = 16.0
@@ -59,6 +62,8 @@ def open_server(arguments: Arguments) -> PolicyServer:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     world = load_world(arguments.world, device=arguments.device)
+    if arguments.weights:
+        world = world.with_weights(arguments.weights)
     return PolicyServer(
         policy_of(world),
         host=arguments.host,

@@ -4,7 +4,7 @@
     chunk = policy.act(picture, prompt="push the block", state=state)   # (A, D)
 
 A request carries all that its answer depends on, seed included. So a client that lost its server in
-the middle asks again, and gets what it would have got.
+the middle asks again, and gets what it would have got (to rounding: batches differ in size).
 """
 
 import http.client

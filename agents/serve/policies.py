@@ -76,6 +76,7 @@ class PublishedPolicy:
             states=normalizer("state"),
         )
         self._config = network.config.transformer
+        self._picture_in_text = options.picture_in_text
 
     def describe(self) -> dict[str, Any]:
         """Sizes and defaults."""
@@ -113,6 +114,7 @@ class PublishedPolicy:
             horizon=first.horizon or HORIZON,
             steps=first.steps or STEPS,
             tiled=first.tiled,
+            picture_in_text=self._picture_in_text,
         )
         asked = Asked(
             prompts=[request.prompt for request in requests],

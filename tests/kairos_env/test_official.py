@@ -12,6 +12,7 @@ import torch
 
 from kairos_env.errors import DeafWorldWarning, WorldError
 from kairos_env.official import Export, Import, export_official, import_official, main_import
+from kairos_env.world_model.normalizers import Statistics, read_statistics, write_statistics
 from kairos_env.world_model.published.untrained import (
     AUTOENCODER_FILE,
     NETWORK_FILE,
@@ -189,3 +190,17 @@ def test_only_what_was_imported_is_exported(world, tmp_path):
         export_official(Export(world="push", out=tmp_path / "x"))
     with pytest.raises(FileExistsError, match="give another --out"):
         export_official(Export(world=str(world), out=tmp_path))
+
+
+def test_statistics_go_into_the_world_and_come_back(checkpoint, tmp_path):
+    rows = torch.randn(50, 7, generator=torch.Generator().manual_seed(1))
+    path = tmp_path / "statistics.json"
+    write_statistics(path, {"action": Statistics.of(rows)})
+    options = Import(folder=checkpoint, out=tmp_path / "world", statistics=path, **SMALL)
+    back = export_official(Export(world=str(import_official(options)), out=tmp_path / "back"))
+    assert read_statistics(back / "statistics.json")["action"].mean.tolist() == pytest.approx(
+        rows.double().mean(0).tolist()
+    )
+    path.write_text('{"action": {"default": {}}}')
+    with pytest.raises(ValueError, match="missing"):
+        import_official(dataclasses.replace(options, out=tmp_path / "other"))

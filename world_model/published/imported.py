@@ -21,6 +21,8 @@ class ImportedConfig:
     """Those of the actions and states, as the published statistics file has them."""
     text_encoder: str | None = None
     """Folder of the encoder that makes features of prompts; None where only features are given."""
+    picture_in_text: bool = True
+    """Whether the encoder is shown the picture too; LIBERO-plus was trained without."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
