@@ -168,14 +168,13 @@ def report(run: Endurance, log: Json) -> Json:
     """What a run shows, as far as it has come."""
     blocks = log["blocks"]
     late = [b for b in blocks if b["steps"] > (1 - LATE) * log["steps"] and "old_ms" in b]
-    old, young = (float(np.median([b[name] for b in late])) for name in ("old_ms", "young_ms"))
     return {
         "dreams": run.dreams,
         "steps": log["steps"],
         "cpu_minutes": round(log["cpu_seconds"] / 60, 1),
-        "young_ms": young,
-        "old_ms": old,
-        "old_to_young": round(float(np.median([b["old_ms"] / b["young_ms"] for b in late])), 4),
+        "young_ms": _median([b["young_ms"] for b in late]),
+        "old_ms": _median([b["old_ms"] for b in late]),
+        "old_to_young": _median([b["old_ms"] / b["young_ms"] for b in late]),
         "pairs": run.pairs * len(late),
         "memory_growth": round(_growth(blocks), 4),
         "resident_mb": blocks[-1]["resident_mb"],
@@ -184,6 +183,11 @@ def report(run: Endurance, log: Json) -> Json:
         "in_space": log["in_space"],
         "predicted_ends": log["ends"],
     }
+
+
+def _median(values: list[float]) -> float | None:
+    """None for a run that is not old yet."""
+    return round(float(np.median(values)), 4) if values else None
 
 
 def carry_on(envs: DreamVectorEnv) -> None:

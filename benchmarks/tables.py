@@ -438,7 +438,7 @@ def endurance_table(root: Path) -> str:
     rows = []
     for result in results("environment", root):
         for row in result["long"]:
-            ms = (cell(row["young_ms"]), cell(row["old_ms"]), f"{row['old_to_young']:.3f}")
+            ms = [cell(row[name]) for name in ("young_ms", "old_ms", "old_to_young")]
             growth = f"{100 * row['memory_growth']:.1f} %"
             found = "all" if row["in_space"] else "not all"
             name = result["world"]["name"]
