@@ -438,7 +438,9 @@ def endurance_table(root: Path) -> str:
     rows = []
     for result in results("environment", root):
         for row in result["long"]:
-            ms = [cell(row[name]) for name in ("young_ms", "old_ms", "old_to_young")]
+            ratio = row["old_to_young"]
+            ms = [cell(row[name]) for name in ("young_ms", "old_ms")]
+            ms += ["-" if ratio is None else f"{ratio:.3f}"]
             growth = f"{100 * row['memory_growth']:.1f} %"
             found = "all" if row["in_space"] else "not all"
             name = result["world"]["name"]
