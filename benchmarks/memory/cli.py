@@ -17,7 +17,7 @@ from kairos_env.benchmarks.cells import Cells, Json, cell_folder, progress_bar
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.report import show
 from kairos_env.benchmarks.machine import write_results
-from kairos_env.benchmarks.memory.suite import SuiteConfig, run, settings, verdict
+from kairos_env.benchmarks.memory.suite import SuiteConfig, chosen, run, settings, verdict
 
 INTERRUPTED = 130
 
@@ -33,6 +33,8 @@ class MemoryBench:
     suite: Annotated[SuiteConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=SuiteConfig
     )
+    tasks: tuple[str, ...] = ()
+    """Of "binary cue", "Gaussian cue", "moving hidden object"; all when not given."""
     pixels: tuple[str, ...] = ()
     """Worlds of KairosOcclude-v0 to compare instead, by name or folder: by the place of the ball
     that comes back into sight, for every hidden gap."""
@@ -76,7 +78,7 @@ def _suite(bench: MemoryBench) -> tuple[str, Json]:
     told = settings(bench.suite)
     cells = Cells(cell_folder("memory", told, bench.cells))
     with cells.bar:
-        found = run(bench.suite, cells)
+        found = run(bench.suite, chosen(bench.tasks), cells)
     results = {"settings": told, "verdict": verdict(found), "cells": found}
     console = Console()
     for task in dict.fromkeys(cell["task"] for cell in found):

@@ -1,7 +1,7 @@
 """Every reader on every task: what it loses at every gap, beside what it must lose."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,11 +55,24 @@ def settings(config: SuiteConfig) -> Json:
     }
 
 
-def run(config: SuiteConfig, cells: Cells) -> list[Json]:
-    """All cells, one for each task and reader."""
+def chosen(names: Sequence[str]) -> list[Task]:
+    """Tasks by name, all of them for no names.
+
+    Raises:
+        ValueError: There is no task of a name.
+    """
+    known = {task.name: task for task in TASKS}
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"no task {', '.join(unknown)}; there are {', '.join(known)}")
+    return [task for name, task in known.items() if name in names or not names]
+
+
+def run(config: SuiteConfig, tasks: Sequence[Task], cells: Cells) -> list[Json]:
+    """One cell for each task and reader."""
     return [
         cells.read_or_measure(f"{task.name}, {kind}", partial(measure, config, task, kind))
-        for task in TASKS
+        for task in tasks
         for kind in READERS
     ]
 

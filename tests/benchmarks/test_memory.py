@@ -114,12 +114,17 @@ def test_a_stopped_suite_goes_on_to_the_same_numbers(tmp_path, monkeypatch, caps
     monkeypatch.setattr(suite, "measure", measure)
     assert cells(tmp_path / "two")["cells"] == whole["cells"]
     assert whole["verdict"]["rows"] == 24
+    monkeypatch.setattr(suite, "measure", stop_after_three)  # a part is read from the same cells
+    command += ["--tasks", "Gaussian cue"]
+    assert cells(tmp_path / "two")["cells"] == whole["cells"][4:8]
     picture = tmp_path / "memory.png"
     assert cli.main([*command, "--cells", str(tmp_path / "two"), "--plot", str(picture)]) == 0
-    assert iio.imread(picture).shape[1] > 1000
+    assert iio.imread(picture).shape[1] > 500
     assert {"machine", "commit", "command"} <= set(whole)
 
 
-def test_gaps_beyond_the_sequences_are_refused() -> None:
+def test_gaps_and_tasks_that_are_not_there_are_refused(capsys) -> None:
+    assert cli.main(["memory", "--quick", "--tasks", "cue"]) == 1
+    assert "no task cue; there are binary cue" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"gaps must lie in 1 \.\. 24, got \(30,\)"):
         SuiteConfig(gaps=(30,))
