@@ -18,7 +18,7 @@ def test_loading_holds_no_checkpoint_twice(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(published, "KAIROS_4B", narrow)
     told = published.memory(tmp_path, 1)
     used = told["peak_megabytes"] - told["peak_without_megabytes"]
-    assert used < 1.2 * told["megabytes"]
+    assert 0.9 * told["megabytes"] < used < 1.2 * told["megabytes"]
 
 
 def test_the_published_layout_shrinks_as_its_precision_says() -> None:
@@ -29,4 +29,4 @@ def test_the_published_layout_shrinks_as_its_precision_says() -> None:
 
 
 def test_their_tables_are_known() -> None:
-    assert {"serve", "quantise", "layers", "published"} <= set(TABLES)
+    assert {"serve", "quantise", "layers", "loading", "answers"} <= set(TABLES)
