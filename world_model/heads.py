@@ -26,6 +26,8 @@ class HeadsConfig:
     """Size of the simulator state that is estimated; 0 where the data has none."""
     hidden: int = 256
     channels: int = 64
+    places: int = 0
+    """Kinds of things whose places are looked for: the most exact thing to know of a picture."""
     end_weight: float = 10.0
     """How much more a terminal transition counts than an ordinary one."""
     end_threshold: float = 0.5
@@ -38,8 +40,11 @@ class HeadsConfig:
         """Refuse sizes that cannot be built."""
         positive(self, "hidden")
         positive(self, "channels")
-        if self.state_size < 0:
-            raise ValueError(f"HeadsConfig.state_size must not be negative, got {self.state_size}")
+        for name in ("state_size", "places"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"HeadsConfig.{name} must not be negative, got {getattr(self, name)}"
+                )
         for axis in zip(*self.calibration, strict=True):
             if not (min(axis) > 0 and all(a <= b for a, b in itertools.pairwise(axis))):
                 raise ValueError(
@@ -83,6 +88,35 @@ def calibrated(spread: Tensor, points: tuple[tuple[float, float], ...]) -> Tenso
     return torch.where(outside, beyond * between, between)
 
 
+class Places(nn.Module):
+    """Where things are: of each learned kind of thing, the centre of what looks like it.
+
+    A small object fills one or two places of a latent frame. Its centre, a mean of coordinates
+    weighed by a softmax, is read from them far more easily than from all places in a row.
+    """
+
+    def __init__(self, channels: int, width: int, kinds: int) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(channels + 2, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, kinds, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, h, w) to coordinates in [-1, 1] of each kind, (N, 2 kinds)."""
+        rows, columns = (
+            torch.linspace(-1.0, 1.0, size, dtype=x.dtype, device=x.device) for size in x.shape[-2:]
+        )
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        share = self.look(torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1))
+        share = share.float().flatten(2).softmax(-1)
+        centres: Tensor = share @ grid.float().flatten(1).T  # (N, kinds, 2)
+        return centres.flatten(1)
+
+
 class Heads(nn.Module):
     """Reward, end, state and their expected errors."""
 
@@ -113,7 +147,9 @@ class Heads(nn.Module):
             nn.Flatten(),
         )
         self.narrow = nn.Linear(D, 16)
-        features = width * ((h + 1) // 2) * ((w + 1) // 2) + 16 * L + action_numbers
+        kinds = config.places
+        self.places = Places(2 * C, width, kinds) if kinds else None
+        features = width * ((h + 1) // 2) * ((w + 1) // 2) + 16 * L + action_numbers + 2 * kinds
         outputs = 1 + config.state_size  # reward and state
         self.mlp = nn.Sequential(
             nn.Linear(features, config.hidden),
@@ -204,7 +240,10 @@ class Heads(nn.Module):
         self, before: Tensor, after: Tensor, actions: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T = after.shape[:2]
-        seen = self.conv(torch.cat([before, after], dim=2).flatten(0, 1)).unflatten(0, (B, T))
-        x = torch.cat([seen, self.narrow(tokens).flatten(2), actions.flatten(2)], dim=-1)
-        x = self.mlp(x)
+        both = torch.cat([before, after], dim=2).flatten(0, 1)
+        seen = self.conv(both).unflatten(0, (B, T))
+        features = [seen, self.narrow(tokens).flatten(2), actions.flatten(2)]
+        if self.places is not None:
+            features.append(self.places(both).unflatten(0, (B, T)))
+        x = self.mlp(torch.cat(features, dim=-1))
         return self.mean(x), self.log_spread(x).clamp(-7.0, 3.0), self.end(x)[..., 0]

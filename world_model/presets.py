@@ -55,6 +55,10 @@ PUBLISHED = {
 """Networks that `checkpoint.load_official` reads, by name."""
 
 
+PLACES = 32
+"""Kinds of things whose places the heads look for."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
     """How big one of our own worlds is; everything else follows from its environment."""
@@ -165,7 +169,9 @@ def world_config(
     return WorldConfig(
         tokenizer=TokenizerConfig(frame_size=frame_size, channels=channels, temporal=temporal),
         transformer=transformer,
-        heads=HeadsConfig(state_size=state_size, hidden=s.head_hidden, channels=s.stem_channels),
+        heads=HeadsConfig(
+            state_size=state_size, hidden=s.head_hidden, channels=s.stem_channels, places=PLACES
+        ),
         text=TextConfig() if text else None,
         action_size=action_size,
         chunk=chunk,

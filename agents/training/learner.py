@@ -134,10 +134,9 @@ class Learner:
     def _follow(self) -> None:
         """Move the slow average; faster at first, when old weights are worth little."""
         decay = min(self.stage.ema, (1 + self.step) / (10 + self.step))
-        mine = self.module.state_dict()
         with torch.no_grad():
-            for name, slow in self.average.items():
-                slow.lerp_(mine[name], 1.0 - decay)
+            for name, parameter in self.parameters.items():
+                self.average[name].lerp_(parameter, 1.0 - decay)
 
     def _require_finite(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -304,7 +303,9 @@ def make_learner(
     world.requires_grad_(False)
     if stage.learns == "tokenizer":
         if not isinstance(world.tokenizer, Tokenizer):
-            raise ValueError(f"stage {stage.name}: an imported tokenizer is not trained; leave out")
+            raise ValueError(
+                f"stage {stage.name}: an imported tokenizer stays as it is; leave this stage out"
+            )
         world.tokenizer.requires_grad_(True)
         clips = data.clips(stage, seed, frames=stage.frames)
         tokenizer = processes.sharded(world.tokenizer, ("loss",))

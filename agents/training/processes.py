@@ -2,7 +2,7 @@
 
 Every process works on its rows of the same batch. Weights, gradients, the optimizer's moments and
 the slow average are sharded between updates (FSDP2) and the weights are gathered once an update.
-With one process, every function here does nothing.
+With one process, every function here does nothing, and what shards is not even imported.
 """
 
 import contextlib
@@ -15,9 +15,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 # The first process may decode and encode a whole dataset while the others wait.
 PATIENCE = datetime.timedelta(hours=12)
@@ -109,6 +106,9 @@ def sharded(module: Module, verbs: Sequence[str]) -> Module:
     """
     if count() == 1:
         return module
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     clone = copy.deepcopy(module)
     device = next(clone.parameters()).device.type
     fully_shard(clone, mesh=init_device_mesh(device, (count(),)))
@@ -119,12 +119,20 @@ def sharded(module: Module, verbs: Sequence[str]) -> Module:
 
 def whole(x: Tensor) -> Tensor:
     """A tensor with the parts of all processes; to be asked for by all of them."""
+    if count() == 1:
+        return x
+    from torch.distributed.tensor import DTensor
+
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shared_like(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, shared out and placed as another one is."""
     x = x.to(like.device)
+    if count() == 1:
+        return x
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor):
         return x
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)

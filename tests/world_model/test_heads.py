@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.heads import Heads, HeadsConfig
+from kairos_env.world_model.heads import Heads, HeadsConfig, Places
 
 B, T, C, h, w = 3, 4, 4, 6, 8
 L, D, A, N, S = 5, 12, 2, 3, 2  # tokens, their width, actions of N numbers, state numbers
@@ -162,3 +162,33 @@ def test_metrics_are_detached_and_name_the_state_only_where_there_is_one() -> No
         assert set(metrics) == names
         assert total.requires_grad
         assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_places_follow_what_they_look_for() -> None:
+    places = Places(1, 8, 3)
+    with torch.no_grad():
+        for layer in places.look:
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight.zero_()
+                layer.weight[:, 0, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 2.0
+                layer.bias.zero_()
+        places.look[-1].weight.fill_(20.0)
+    seen = torch.zeros(2, 1, 5, 9)
+    seen[0, 0, 1, 6] = seen[1, 0, 4, 0] = 1.0
+    centres = places(seen).view(2, 3, 2)
+    torch.testing.assert_close(
+        centres[0], torch.tensor([-0.5, 0.5]).expand(3, 2), atol=0.05, rtol=0
+    )
+    torch.testing.assert_close(
+        centres[1], torch.tensor([1.0, -1.0]).expand(3, 2), atol=0.05, rtol=0
+    )
+
+
+def test_worlds_made_before_places_keep_their_tensors() -> None:
+    names = make_heads().state_dict().keys()
+    assert not [name for name in names if name.startswith("places.")]
+    found = Heads(
+        HeadsConfig(state_size=S, hidden=16, channels=8, places=4), (C, h, w), (L, D), A * N
+    )
+    assert found(*transitions()).state.shape == (B, T, S)
+    assert set(found.state_dict()) > set(names)
