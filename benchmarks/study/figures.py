@@ -38,6 +38,7 @@ LINES = {
 }
 # Errors below are drawn as none: a still object is found to within less.
 LEAST_PIXELS = 0.03
+APART = 0.12  # of a row: truth stands above dream
 FIGURE_NAMES = {
     "pearson": "Pearson r",
     "spearman": "Spearman",
@@ -102,15 +103,7 @@ def _ranking(content: Json, score: str) -> Figure:
         _scatter(axes, rows, score)
         low, high = axes.get_xlim()
         _line(axes, found, low, high)
-        axes.text(
-            *(0.98, 0.03),
-            "\n".join(_told(found)),
-            transform=axes.transAxes,
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            linespacing=1.45,
-        )
+        axes.set_title("\n".join(_told(found)), fontsize=8, loc="left", linespacing=1.4)
         axes.set(xlabel=f"{SCORE_NAMES[score]} in the dream", ylabel="in truth")
         axes.legend(loc="upper left", fontsize=7.5, handletextpad=0.4, borderaxespad=0.3)
 
@@ -120,7 +113,7 @@ def _ranking(content: Json, score: str) -> Figure:
         "both sides, from the same start states. Bars: 95 % over episodes. Dashed: equal. Solid: "
         "the line that turns dream scores into true ones."
     )
-    return Figure(f"ranking-{score}", caption, (5.2, 4.6), draw)
+    return Figure(f"ranking-{score}", caption, (5.2, 5.2), draw)
 
 
 def _scatter(axes: Any, rows: Sequence[Json], score: str) -> None:
@@ -175,11 +168,13 @@ def _policies(content: Json, score: str) -> Figure:
         axes = figure.subplots()
         for y, row in enumerate(reversed(rows)):
             true, dream = row[TRUTH][score], row[DREAM][score]
-            axes.plot([true["value"], dream["value"]], [y, y], color=GRID, lw=2, zorder=1)
-            for estimate, colour, marker in ((true, ORANGE, "o"), (dream, BLUE, "D")):
+            both = [true["value"], dream["value"]]
+            axes.plot(both, [y + APART, y - APART], color=GRID, lw=2, zorder=1)
+            marks = (true, ORANGE, "o", y + APART), (dream, BLUE, "D", y - APART)
+            for estimate, colour, marker, height in marks:
                 axes.errorbar(
                     [estimate["value"]],
-                    [y],
+                    [height],
                     xerr=_bars([estimate]),
                     fmt=marker,
                     color=colour,
@@ -207,7 +202,7 @@ def _doubts(content: Json, score: str) -> Figure:
                 extent = one[kind]
                 if extent["median"] is not None:
                     ends = [extent["low"], extent["high"]]
-                    axes.plot(ends, [y, y], color=colour, lw=7, alpha=0.5)
+                    axes.plot(ends, [y, y], color=colour, lw=7, alpha=0.5, solid_capstyle="butt")
                     axes.plot([extent["median"]], [y], "|", color=colour, ms=9, mew=2)
             if one["estimate"]["value"] is not None:
                 bars = _bars([one["estimate"]])

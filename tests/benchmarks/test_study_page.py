@@ -76,6 +76,6 @@ def test_the_report_opens_without_errors_and_fits(page, tmp_path, width, theme):
         assert browser.run("document.querySelectorAll('svg').length") >= 4
         assert not browser.complaints
         if RUN:
-            browser.screenshot(IMAGES / f"study-{page.parent.name}-{width}-{theme}.png")
+            browser.screenshot(IMAGES / f"study-report-{width}-{theme}.png")
     finally:
         browser.close()
