@@ -39,7 +39,7 @@ def document(run: Path) -> dict[str, Any]:
         "name": "agents",
         "commit": commit(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+        "machine": describe_machine() | {"threads": results["threads"]},
         **results,
         "curves": curves(run),
     }

@@ -104,7 +104,9 @@ def draw_curves(out: Path) -> Path | None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     shown: set[str] = set()
-    for path in sorted(out.glob(f"*/seed-*/{LOG}")):
+    paths = sorted(out.glob(f"*/seed-*/{LOG}"))
+    methods = sorted({path.parent.parent.name for path in paths})
+    for path in paths:
         method = path.parent.parent.name
         entries = read_log(path.parent)
         lines = {f"{method}, real": [e.reading.real.mean() for e in entries]}
@@ -117,7 +119,7 @@ def draw_curves(out: Path) -> Path | None:
             label = name if name not in shown else None
             shown.add(name)
             style = "--" if name.endswith("dreamed") else "-"
-            colour = f"C{sorted(('converged', 'dream', 'ensemble', 'real')).index(method)}"
+            colour = f"C{methods.index(method)}"
             axes.plot(steps, values, style, color=colour, label=label, alpha=0.7)
     axes.set(xlabel="steps of practice (chunks)", ylabel="return of an examination")
     axes.legend()

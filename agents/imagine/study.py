@@ -243,6 +243,7 @@ def summarised(study: Study, methods: dict[str, list[Json]]) -> Json:
         "command": " ".join(["kairos", *sys.argv[1:]]),
         "world": study.world.name,
         "config": study.config.run.as_json(),
+        "threads": study.config.threads,
         "seeds": study.config.seeds,
         "data_steps": study.data_steps,
         "random": study.random,
