@@ -155,32 +155,35 @@ class Trials:
 
 
 def summary(trials: Sequence[Json], names: Mapping[str, object]) -> Json:
-    """What each policy achieved, with 95 % intervals over episodes."""
-    means = {
-        name: float(np.mean([t["return"] for t in trials if t["policy"] == name] or [np.nan]))
+    """What each policy achieved in the episodes that all have played, with 95 % intervals."""
+    played = [{t["episode"] for t in trials if t["policy"] == name} for name in names]
+    common = set.intersection(*played)
+    if not common:
+        return {}
+    of = {
+        name: [t for t in trials if t["policy"] == name and t["episode"] in common]
         for name in names
     }
-    low, high = means.get(WORST, np.nan), means.get(BEST, np.nan)
-    results: Json = {}
-    for name in names:
-        mine = [trial for trial in trials if trial["policy"] == name]
-        if not mine:
-            continue
-        boot = Bootstrap(len(mine), resamples=RESAMPLES, seed=0)
-        row: Json = {
-            "episodes": len(mine),
-            "success": proportion(sum(trial["success"] for trial in mine), len(mine)),
-        }
-        for key in ("return", "steps"):
-            values = np.array([[trial[key]] for trial in mine], np.float64)
-            row[key] = dataclasses.asdict(boot.mean(values))
-        if np.isfinite(low) and np.isfinite(high) and high != low:
-            row["share"] = (means[name] - low) / (high - low)
-        for key in ("wall_ms", "cpu_ms"):
-            medians = [trial[key] for trial in mine if trial[key] is not None]
-            row[key] = float(np.median(medians)) if medians else None
-        results[name] = row
-    return results
+    means = {name: float(np.mean([t["return"] for t in mine])) for name, mine in of.items()}
+    return {name: _row(mine, means, name) for name, mine in of.items()}
+
+
+def _row(trials: Sequence[Json], means: Mapping[str, float], name: str) -> Json:
+    """What one policy achieved."""
+    boot = Bootstrap(len(trials), resamples=RESAMPLES, seed=0)
+    row: Json = {
+        "episodes": len(trials),
+        "success": proportion(sum(trial["success"] for trial in trials), len(trials)),
+    }
+    for key in ("return", "steps"):
+        values = np.array([[trial[key]] for trial in trials], np.float64)
+        row[key] = dataclasses.asdict(boot.mean(values))
+    if BEST in means and means[BEST] != means[WORST]:
+        row["share"] = (means[name] - means[WORST]) / (means[BEST] - means[WORST])
+    for key in ("wall_ms", "cpu_ms"):
+        medians = [trial[key] for trial in trials if trial[key] is not None]
+        row[key] = float(np.median(medians)) if medians else None
+    return row
 
 
 def proportion(hits: int, n: int) -> Json:

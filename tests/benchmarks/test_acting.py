@@ -117,12 +117,16 @@ def test_a_share_of_all_or_none_has_an_interval() -> None:
     assert proportion(0, 10)["high"] == pytest.approx(0.278, abs=1e-3)
 
 
-def test_a_summary_counts_what_is_there() -> None:
+def test_a_summary_compares_what_all_have_played() -> None:
     trial = {"success": True, "steps": 3, "cpu_ms": None, "wall_ms": None}
     trials = [
-        {"policy": name, "episode": 0, "return": value, **trial}
-        for name, value in (("random", -4.0), ("expert", 0.0), ("cem", -1.0))
+        {"policy": name, "episode": episode, "return": value, **trial}
+        for name, episode, value in (
+            *(("random", 0, -4.0), ("expert", 0, 0.0), ("cem", 0, -1.0)),
+            *(("random", 1, -9.0), ("expert", 1, -8.0)),
+        )
     ]
-    results = summary(trials, dict.fromkeys(["random", "expert", "cem", "mppi"]))
+    results = summary(trials, dict.fromkeys(["random", "expert", "cem"]))
+    assert {row["episodes"] for row in results.values()} == {1}
     assert results["cem"]["share"] == 0.75
-    assert "mppi" not in results
+    assert summary(trials[:2], dict.fromkeys(["random", "expert", "cem"])) == {}
