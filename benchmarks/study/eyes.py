@@ -41,4 +41,5 @@ class Eyes:
 
 def _in_units(place: NDArray[Any], size: int) -> NDArray[np.float64]:
     """(column, row) to (x, y): the inverse of `SceneObject.pixel`."""
-    return (place + 0.5) / (size / 2) * np.array([1.0, -1.0]) + np.array([-1.0, 1.0])
+    units = (place + 0.5) / (size / 2) * np.array([1.0, -1.0]) + np.array([-1.0, 1.0])
+    return np.asarray(units)
