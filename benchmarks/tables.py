@@ -179,9 +179,23 @@ def agents_table(root: Path) -> str:
             rows.append([name, row["return"]["runs"], *scores, share(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")
         text += f"World `{result['world']}`:\n\n" + markdown(head, rows) + origin(result) + "\n"
-        stops = [run["stopped"] for run in result["runs"]["dream"] if run["stopped"]]
-        text += "".join(f"The guard {reason}.\n\n" for reason in stops)
+        text += agents_remarks(result)
     return text.removesuffix("\n")
+
+
+def agents_remarks(result: Results) -> str:
+    """What stands below the table of a study: the gap, the price of reality, the guard's words."""
+    remarks = [f"The guard {run['stopped']}." for run in result["runs"]["dream"] if run["stopped"]]
+    gap, reached = result["exploit_gap"], result.get("converged_reached")
+    if gap is not None:
+        values = (f"{interval(gap[which])} of the scale ({which})" for which in ("kept", "last"))
+        remarks.append(f"Dreamed minus real return: {', '.join(values)}.")
+    if reached is not None:
+        remarks.append(
+            f"Practice in reality alone had gained {share(reached['share'])} of its final gain "
+            f"after {reached['actions']:,.0f} real actions ({reached['runs']} seeds)."
+        )
+    return "".join(f"\n{remark}\n" for remark in remarks)
 
 
 def memory_table(root: Path) -> str:
@@ -401,11 +415,11 @@ def environment_table(root: Path) -> str:
     for result in results("environment", root):
         rows = []
         for row in result["speed"]:
-            names = ("steps_per_cpu_second", "step_ms", "decoding_ms", "denoising_pass_ms")
-            names += ("rest_ms", "gflop_per_dream", "fraction_of_matmul_peak")
+            names = ["steps_per_cpu_second", "step_ms", "decoding_ms", "denoising_pass_ms"]
+            names += ["rest_ms", "gflop_per_dream", "fraction_of_matmul_peak"]
             rows.append([row["dreams"], *(cell(row[n]) for n in names), row["torch_operations"]])
-        head = ("dreams", "steps / CPU second", "a step, ms", "decoding", "a denoising pass")
-        head += ("the rest", "GFLOP a dream", "of matmul peak", "torch calls")
+        head = ["dreams", "steps / CPU second", "a step, ms", "decoding", "a denoising pass"]
+        head += ["the rest", "GFLOP a dream", "of matmul peak", "torch calls"]
         text += f"World `{result['world']['name']}`:\n\n" + markdown(head, rows) + origin(result)
         text += "\n"
     return text.removesuffix("\n")
@@ -446,8 +460,8 @@ def endurance_table(root: Path) -> str:
             name = result["world"]["name"]
             largest = cell(row["largest_deviation"])
             rows.append([name, row["dreams"], f"{row['steps']:,}", *ms, growth, found, largest])
-    head = ("world", "dreams", "steps", "at step 100, ms", "at the end", "ratio")
-    head += ("memory grew", "observations in their space", "largest state, deviations")
+    head = ["world", "dreams", "steps", "at step 100, ms", "at the end", "ratio"]
+    head += ["memory grew", "observations in their space", "largest state, deviations"]
     return markdown(head, rows) if rows else "Not measured yet.\n"
 
 
