@@ -69,8 +69,8 @@ class EvolveConfig:
     """Low-level actions per step; the environment's default when not given."""
     frame_size: int | None = None
     """Side of the picture in pixels."""
-    episode_steps: int | None = None
-    """Steps until a real episode is cut off."""
+    episode_steps: int = 50
+    """Steps until a real episode is cut off, in place of the environment's own limit."""
     seed: int = 0
     threads: int = 1
     """CPU threads. On a shared machine one is far faster than several that wait for each other."""
@@ -78,7 +78,14 @@ class EvolveConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before anything is collected."""
-        for name in ("rounds", "episodes", "steps", "fidelity_episodes", "threads"):
+        for name in (
+            "rounds",
+            "episodes",
+            "steps",
+            "fidelity_episodes",
+            "episode_steps",
+            "threads",
+        ):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.seed < 0:
@@ -109,12 +116,9 @@ class EvolveConfig:
     @property
     def real_arguments(self) -> dict[str, Any]:
         """What `make_real` gets: only what was asked for."""
-        asked = {
-            "chunk": self.chunk,
-            "frame_size": self.frame_size,
-            "horizon": self.episode_steps,
-        }
-        return {name: value for name, value in asked.items() if value is not None}
+        asked = {"chunk": self.chunk, "frame_size": self.frame_size}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return {**given, "horizon": self.episode_steps}
 
     def updates_of(self, turns: int) -> tuple[int, ...] | None:
         """Updates of the first world's stages that are worth so many rounds."""

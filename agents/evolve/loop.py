@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from kairos_env.agents.collect import ENDLESS, collect
+from kairos_env.agents.collect import collect
 from kairos_env.agents.data.files import read_json, replacing, write_json
 from kairos_env.agents.data.readers import open_dataset
 from kairos_env.agents.evolve.config import EvolveConfig
@@ -152,7 +152,7 @@ def collect_steps(turn: Round, steps: int) -> None:
     """
     episodes, held = 0, 0
     while held < steps:
-        episodes += max((steps - held) // longest(turn.data), 1) if held else 1
+        episodes += max((steps - held) // longest(turn), 1) if held else 1
         collect_episodes(turn, episodes)
         held = real_steps(turn.data)
 
@@ -272,6 +272,7 @@ def evaluate(turn: Round) -> Json:
         "policy": {
             "start": before and before.name,
             "weights": fingerprint(load_checkpoint(turn.policy / POLICY).policy),
+            "budget": policy["config"]["steps"],
             "dreamed_steps": run["steps"],
             "kept_step": run["kept_step"],
             "stopped": run["stopped"],
@@ -315,12 +316,11 @@ def real_steps(data: Path) -> int:
     return int(dataset.lengths.sum()) * dataset.spec.actions_per_frame
 
 
-def longest(data: Path) -> int:
+def longest(turn: Round) -> int:
     """Real steps that an episode can have at most."""
-    spec = open_dataset(data).spec
-    environment = spec.provenance["environment"]
-    frames = (environment["horizon"] or ENDLESS) * environment["frames_per_chunk"] + 1
-    return int(frames) * spec.actions_per_frame
+    spec = open_dataset(turn.data).spec
+    per_step = spec.provenance["environment"]["frames_per_chunk"]
+    return int(turn.config.episode_steps * per_step + 1) * spec.actions_per_frame
 
 
 def fidelity(turn: Round, data: Path) -> dict[str, float]:
