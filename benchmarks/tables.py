@@ -179,7 +179,7 @@ def agents_table(root: Path) -> str:
             rows.append([name, row["return"]["runs"], *scores, share(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")
         text += f"World `{result['world']}`:\n\n" + markdown(head, rows) + origin(result) + "\n"
-        text += agents_remarks(result)
+        text += agents_remarks(result) + "\n"
     return text.removesuffix("\n")
 
 
@@ -195,7 +195,7 @@ def agents_remarks(result: Results) -> str:
             f"Practice in reality alone had gained {share(reached['share'])} of its final gain "
             f"after {reached['actions']:,.0f} real actions ({reached['runs']} seeds)."
         )
-    return "".join(f"\n{remark}\n" for remark in remarks)
+    return "\n".join(f"{remark}\n" for remark in remarks)
 
 
 def memory_table(root: Path) -> str:
