@@ -506,8 +506,7 @@ def serve_table(root: Path) -> str:
                 + [cell(times[name]) for name in ("p50", "p90", "p99")]
                 + ["all 4xx" if refused else "not all 4xx"]
                 + [
-                    f"{row['drained']}/{row['clients']}",
-                    f"{row['after_kill_same']}/{row['clients']}",
+                    *(f"{row[end]}/{row['clients']}" for end in ENDS),
                 ]
             )
         head = ("world", "clients", "requests", "errors", "a second", "in a batch", "p50, ms")
@@ -517,7 +516,7 @@ def serve_table(root: Path) -> str:
             "broken bodies",
             "answered while closing",
             "after a kill",
-            "bit for bit the same",
+            "same bits",
         )
         text += markdown((*head, *more), rows)
         text += f"\nLoad average of the machine meanwhile: {result['load_average']:.0f}.\n"
