@@ -505,19 +505,10 @@ def serve_table(root: Path) -> str:
                 + [cell(row["per_second"]), cell(row["mean_batch"])]
                 + [cell(times[name]) for name in ("p50", "p90", "p99")]
                 + ["all 4xx" if refused else "not all 4xx"]
-                + [
-                    *(f"{row[end]}/{row['clients']}" for end in ENDS),
-                ]
+                + [f"{row[end]}/{row['clients']}" for end in ENDS]
             )
         head = ("world", "clients", "requests", "errors", "a second", "in a batch", "p50, ms")
-        more = (
-            "p90",
-            "p99",
-            "broken bodies",
-            "answered while closing",
-            "after a kill",
-            "same bits",
-        )
+        more = ("p90", "p99", "broken bodies", "answered while closing", "after a kill", "same bits")
         text += markdown((*head, *more), rows)
         text += f"\nLoad average of the machine meanwhile: {result['load_average']:.0f}.\n"
         text += origin(result)
