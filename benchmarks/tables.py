@@ -508,8 +508,8 @@ def serve_table(root: Path) -> str:
                 + [f"{row[end]}/{row['clients']}" for end in ENDS]
             )
         head = ("world", "clients", "requests", "errors", "a second", "in a batch", "p50, ms")
-        more = ("p90", "p99", "broken bodies", "answered while closing", "after a kill", "same bits")
-        text += markdown((*head, *more), rows)
+        ends = ("answered while closing", "after a kill", "same bits")
+        text += markdown((*head, "p90", "p99", "broken bodies", *ends), rows)
         text += f"\nLoad average of the machine meanwhile: {result['load_average']:.0f}.\n"
         text += origin(result)
     return text
