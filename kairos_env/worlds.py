@@ -46,7 +46,7 @@ from kairos_env.manifest import (
 )
 from kairos_env.starts import Starts, read_starts, write_starts
 from kairos_env.world_model.checkpoint import cast_tensors
-from kairos_env.world_model.config import to_json
+from kairos_env.world_model.config import settings
 from kairos_env.world_model.published.world import PublishedWorld
 from kairos_env.world_model.quantise import WeightPrecision, quantise
 from kairos_env.world_model.tensor_files import TensorFiles, write_tensors
@@ -170,8 +170,12 @@ class World:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Tells worlds apart: a hash of the model's config and weights."""
-        digest = hashlib.sha256(json.dumps(to_json(self.manifest.model)).encode())
+        """Tells worlds apart: a hash of the weights and of what the config sets.
+
+        Defaults are left out, so a world keeps its name when a later version adds an option.
+        """
+        told = json.dumps(settings(self.manifest.model), sort_keys=True)
+        digest = hashlib.sha256(told.encode())
         for name, tensor in sorted(self.dreamer.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -201,6 +201,16 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def settings(config: Any) -> dict[str, Any]:
+    """`to_json` without what is at its default."""
+    kept = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            kept[field.name] = settings(value) if dataclasses.is_dataclass(value) else value
+    return kept
+
+
 def from_json(kind: type[Config], data: Mapping[str, Any]) -> Config:
     """The config that `to_json` wrote; an unknown, missing or wrong field is an error naming it."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -55,7 +55,8 @@ def together(actions: Tensor, r: int) -> Tensor:
             f"{r} frames are coded together: expected actions between a multiple of {r} frames, "
             f"got {actions.shape[1]} groups of actions"
         )
-    return actions[:, r - 1 :].unflatten(1, (-1, r)).flatten(2, 3)
+    groups: Tensor = actions[:, r - 1 :].unflatten(1, (-1, r))
+    return groups.flatten(2, 3)
 
 
 def at_last(values: Tensor, r: int) -> Tensor:

@@ -178,7 +178,8 @@ class Tokenizer(nn.Module):
             (steps > 255.0 * self.config.foreground_threshold).float(), (0,) * 4 + (1, 1)
         )
         either = torch.maximum(changed[:, 1:], changed[:, :-1])  # (B, T, H, W)
-        return either.flatten(0, 1).unflatten(0, (-1, self.config.temporal)).amax(1, keepdim=True)
+        packs: Tensor = either.flatten(0, 1).unflatten(0, (-1, self.config.temporal))
+        return packs.amax(1, keepdim=True)
 
     @torch.no_grad()
     def fit_background(self, frames: Tensor) -> None:

@@ -12,10 +12,12 @@ from kairos_env.world_model.config import (
     StreamConfig,
     TransformerConfig,
     from_json,
+    settings,
     to_json,
 )
 from kairos_env.world_model.flow import NoiseLevels, ShapeShift
 from kairos_env.world_model.heads import HeadsConfig
+from kairos_env.world_model.objective import LossConfig
 from kairos_env.world_model.presets import PUBLISHED, SIZES, world_config
 from kairos_env.world_model.tokenizer import TokenizerConfig
 from kairos_env.world_model.world_model import WorldConfig, WorldModel
@@ -221,3 +223,11 @@ def test_reach_counts_the_windows_only() -> None:
     # two SWA layers see 2 frames back each, one DSWA layer 2 * 4, the GLA layer has no window
     assert isinstance(TINY.transformer, TransformerConfig)
     assert TINY.transformer.reach == 2 + 2 + 8
+
+
+def test_settings_leave_out_what_is_at_its_default() -> None:
+    assert settings(LossConfig()) == {}
+    assert settings(LossConfig(robust=0.25)) == {"robust": 0.25}
+    changed = dataclasses.replace(TINY, denoise_steps=3)
+    assert {name for name in settings(changed) if name not in settings(TINY)} == {"denoise_steps"}
+    assert from_json(type(changed), settings(changed)) == changed
