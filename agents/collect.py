@@ -65,10 +65,18 @@ class Recipe:
     codec: Codec = "lossless"
 
     def make_env(self) -> "RealEnv":
-        """A new environment."""
+        """A new environment.
+
+        Its own time limit is counted in steps, as in a world that is made of it: the simulator is
+        then built alike, and what was recorded can be restored there.
+        """
         from kairos_env.real import make_real
 
-        return make_real(self.env, **self.env_kwargs)
+        env = make_real(self.env, **self.env_kwargs)
+        if env.horizon is None or self.env_kwargs.get("horizon") is not None:
+            return env
+        env.close()
+        return make_real(self.env, **{**self.env_kwargs, "horizon": env.horizon})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from kairos_env.agents.policies import (
     execute,
     make_policy,
 )
+from kairos_env.real import make_real
 from kairos_env.spaces import decode_actions, encode_actions
 
 ENV = "tiny_envs:TinyBall-v0"
@@ -425,3 +426,15 @@ def test_an_episode_that_never_ends_asks_for_a_horizon(tmp_path, monkeypatch):
     monkeypatch.setattr("kairos_env.agents.collect.ENDLESS", 50)
     with pytest.raises(CollectError, match=r"episode 0 failed: .*give a horizon"):
         collect("tiny_envs:TinyOpaque-v0", episodes=1, out=tmp_path, frame_size=16)
+
+
+def test_what_was_recorded_without_a_horizon_can_be_restored_with_the_one_it_tells(
+    tmp_path: Path,
+) -> None:
+    collect("KairosReach-v0", episodes=1, out=tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data")
+    told = dataset.spec.provenance["environment"]
+    assert told["horizon"] is not None
+    real = make_real(told["id"], chunk=told["chunk"], horizon=told["horizon"])
+    frame, _ = real.restore(dataset.episode(0).start)
+    assert np.array_equal(frame, dataset.episode(0).frames[0])
