@@ -395,7 +395,7 @@ def test_a_wrong_seed_is_refused(seed):
         ({"start": []}, "start"),
         ({"start": "a"}, "start"),
         ({"window": 0}, "window"),
-        ({"precision": "int4"}, "precision"),
+        ({"precision": "int3"}, "precision"),
         ({"autoreset_mode": "same"}, "autoreset_mode"),
         ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"world": pairs, "frames_per_chunk": 3}, "multiple of 2"),
