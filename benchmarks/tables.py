@@ -392,6 +392,19 @@ def study_table(root: Path) -> str:
     return markdown(head, rows) + "".join(origin(result) for result in results("study", root))
 
 
+def fidelity_table(root: Path) -> str:
+    """Where objects are in the dreams of the bundled worlds, against the truth."""
+    rows = []
+    for result in results("fidelity", root):
+        late = result["predictors"]["dream"]["horizons"]
+        for name, found in late["100"]["objects"].items():
+            errors = [cell(late[h]["objects"][name]["error_px"]["value"]) for h in ("10", "50")]
+            errors.append(cell(found["error_px"]["value"]))
+            rows.append([result["world"]["name"], name, *errors, share(found["present"]["value"])])
+    head = ("world", "object", "px at frame 10", "50", "100", "still there at 100")
+    return markdown(head, rows) + "".join(origin(result) for result in results("fidelity", root))
+
+
 def known(estimate: Mapping[str, Any] | None) -> str:
     """An interval, or a hyphen where nothing could be measured."""
     return interval(estimate if estimate and estimate["value"] is not None else None)
@@ -586,6 +599,7 @@ def cell(value: float | None) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "fidelity": fidelity_table,
     "kernels": kernel_table,
     "streaming": streaming_table,
     "scaling": scaling_table,
