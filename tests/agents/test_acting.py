@@ -3,30 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from short_dreams import a_dream
 
 from kairos_env.agents.act.deciders import BestOfNDecider, StreamDecider, drawn_seeds
 from kairos_env.agents.planning.planner import legal
 from kairos_env.agents.planning.returns import Objective
 from kairos_env.spaces import decode_actions, encode_actions
-from kairos_env.untrained import untrained_world
-
-WORLDS = {"plain": {}, "pairs": {"frames_per_chunk": 2}, "chosen": {"discrete": 3}}
-
-
-@pytest.fixture(scope="module", params=WORLDS)
-def world(request):
-    return untrained_world(**WORLDS[request.param])
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return untrained_world()
-
-
-def a_dream(world, seed=0):
-    starts = world.starts
-    frames, actions = torch.from_numpy(starts.frames[:1]), torch.from_numpy(starts.actions[:1])
-    return world.model.start(frames, actions, seeds=torch.tensor([seed]))
 
 
 def deciders(world):

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from short_dreams import a_dream
 
 from kairos_env.agents.planning.following import FollowingPolicy, MPCPolicy, PlanningDecider
 from kairos_env.agents.planning.planner import Planner
@@ -13,28 +14,6 @@ from kairos_env.agents.planning.returns import Objective, dreamed_returns
 from kairos_env.spaces import chunk_space, encode_actions
 from kairos_env.untrained import untrained_world
 from kairos_env.world_model.world_model import Prediction
-
-WORLDS = {
-    "plain": {},
-    "pairs": {"frames_per_chunk": 2},
-    "chosen": {"discrete": 3},
-}
-
-
-@pytest.fixture(scope="module", params=WORLDS)
-def world(request):
-    return untrained_world(**WORLDS[request.param])
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return untrained_world()
-
-
-def a_dream(world, seed=0):
-    starts = world.starts
-    frames, actions = torch.from_numpy(starts.frames[:1]), torch.from_numpy(starts.actions[:1])
-    return world.model.start(frames, actions, seeds=torch.tensor([seed]))
 
 
 def small_planner(world, **options):
