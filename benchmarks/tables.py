@@ -378,8 +378,8 @@ def study_table(root: Path) -> str:
     """How policies' scores in a dream stand for their scores in truth, by world and side."""
     sides = {"dream": "acting", "state": "acting on the state head", "replay": "replayed"}
     figures = ("pearson", "spearman", "mmrv", "slope", "regret")
-    rows = []
-    for result in results("study", root):
+    studies, rows = results("study", root), []
+    for result in studies:
         name = result["world"]["name"]
         for side, scores in result["agreement"].items():
             for score, found in scores.items():
@@ -389,20 +389,20 @@ def study_table(root: Path) -> str:
             perfect = [cell(found[figure]["ceiling"]["median"]) for figure in figures]
             rows.append([name, "*a perfect dream*", score, *perfect])
     head = ("world", "in the dream", "score", "Pearson r", "Spearman", "MMRV", "slope", "Regret@1")
-    return markdown(head, rows) + "".join(origin(result) for result in results("study", root))
+    return markdown(head, rows) + "".join(map(origin, studies))
 
 
 def fidelity_table(root: Path) -> str:
     """Where objects are in the dreams of the bundled worlds, against the truth."""
-    rows = []
-    for result in results("fidelity", root):
+    reports, rows = results("fidelity", root), []
+    for result in reports:
         late = result["predictors"]["dream"]["horizons"]
         for name, found in late["100"]["objects"].items():
             errors = [cell(late[h]["objects"][name]["error_px"]["value"]) for h in ("10", "50")]
             errors.append(cell(found["error_px"]["value"]))
             rows.append([result["world"]["name"], name, *errors, share(found["present"]["value"])])
     head = ("world", "object", "px at frame 10", "50", "100", "still there at 100")
-    return markdown(head, rows) + "".join(origin(result) for result in results("fidelity", root))
+    return markdown(head, rows) + "".join(map(origin, reports))
 
 
 def known(estimate: Mapping[str, Any] | None) -> str:
