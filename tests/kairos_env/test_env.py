@@ -270,16 +270,20 @@ def test_wrappers_work(tmp_path):
     assert info["episode"]["l"] == 3
 
 
-def test_episodes_are_recorded(tmp_path):
-    pytest.importorskip("moviepy")
-    env = make(render_mode="rgb_array", max_episode_steps=3)
-    env = gym.wrappers.RecordVideo(env, str(tmp_path / "seen"), disable_logger=True)
+def recorded(env, folder):
+    """Frames and seconds of the video of an episode of three steps."""
+    env = gym.wrappers.RecordVideo(env, str(folder / "seen"), disable_logger=True)
     env.reset(seed=0)
     for _ in range(3):
         env.step(env.action_space.sample())
     env.close()
-    [video] = tmp_path.glob("seen/*.mp4")
-    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(video))
+    [video] = folder.glob("seen/*.mp4")
+    return imageio_ffmpeg.count_frames_and_secs(str(video))
+
+
+def test_episodes_are_recorded(tmp_path):
+    pytest.importorskip("moviepy")
+    frames, seconds = recorded(make(render_mode="rgb_array", max_episode_steps=3), tmp_path)
     assert frames == 4
     assert seconds == pytest.approx(4 * 0.16, abs=0.02)
 
@@ -297,13 +301,7 @@ def test_a_person_can_watch(monkeypatch):
 def test_episodes_are_recorded_from_lists_of_frames(tmp_path):
     pytest.importorskip("moviepy")
     env = make(render_mode="rgb_array_list", frames_per_chunk=2, max_episode_steps=3)
-    env = gym.wrappers.RecordVideo(env, str(tmp_path / "seen"), disable_logger=True)
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    env.close()
-    [video] = tmp_path.glob("seen/*.mp4")
-    assert imageio_ffmpeg.count_frames_and_secs(str(video))[0] == 1 + 3  # the last of each list
+    assert recorded(env, tmp_path)[0] == 1 + 3  # the last of each list
 
 
 def test_a_time_limit_ends_an_episode():
