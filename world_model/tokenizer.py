@@ -195,12 +195,7 @@ class Tokenizer(nn.Module):
 
     def _pack(self, frames: Tensor) -> Tensor:
         """uint8 (B, T, H, W, 3) to colours in 0..1, r frames side by side: (N, 3r, H, W)."""
-        expected = (*self.config.frame_size, 3)
-        if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.dtype != torch.uint8:
-            raise ValueError(
-                f"frames must be uint8 of shape (batch, frames, {', '.join(map(str, expected))}), "
-                f"got {frames.dtype} {tuple(frames.shape)}"
-            )
+        check_frames(frames, self.config.frame_size)
         if frames.shape[1] % self.config.temporal:
             raise ValueError(
                 f"this tokenizer codes {self.config.temporal} frames together, "
@@ -213,3 +208,13 @@ class Tokenizer(nn.Module):
     def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.encoder(pixels - 0.5).chunk(2, dim=1)
         return mean, log_variance.clamp(-20.0, 5.0)
+
+
+def check_frames(frames: Tensor, size: tuple[int, int]) -> None:
+    """Refuse what is not uint8 (B, T, H, W, 3)."""
+    expected = (*size, 3)
+    if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.dtype != torch.uint8:
+        raise ValueError(
+            f"frames must be uint8 of shape (batch, frames, {', '.join(map(str, expected))}), "
+            f"got {frames.dtype} {tuple(frames.shape)}"
+        )

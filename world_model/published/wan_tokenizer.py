@@ -17,6 +17,7 @@ from kairos_env.world_model.published.wan_vae import (
     pixels_to_video,
     video_to_pixels,
 )
+from kairos_env.world_model.tokenizer import check_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,12 +72,7 @@ class WanTokenizer(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 (B, T, H, W, 3) to normalised latents (B, T, C, h, w)."""
-        expected = (*self.config.frame_size, 3)
-        if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.dtype != torch.uint8:
-            raise ValueError(
-                f"frames must be uint8 of shape (batch, frames, {', '.join(map(str, expected))}), "
-                f"got {frames.dtype} {tuple(frames.shape)}"
-            )
+        check_frames(frames, self.config.frame_size)
         latents = self._encoded(pixels_to_video(frames.flatten(0, 1)[:, None]))
         unpacked: Tensor = latents.unflatten(0, frames.shape[:2])
         return unpacked
