@@ -126,6 +126,9 @@ class TransformerConfig:
     anchor: bool = False
     """The oldest of them is always the dream's first frame: what stands still is then never
     forgotten, however long the dream."""
+    recall: bool = False
+    """The head chooses, place by place, how much of the first frame comes back: what something
+    passed over is uncovered as it was, and small errors do not pile up. Needs `anchor`."""
     actions_per_frame: int = 1
     action_conditions_time: bool = False
     """Also add a frame's actions to its noise-level embedding, beside the attention path (small
@@ -162,6 +165,11 @@ class TransformerConfig:
             raise ValueError(
                 f"TransformerConfig.stem_channels must be divisible by {NORM_GROUPS}, the groups "
                 f"of its norms, got {self.stem_channels}"
+            )
+        if self.recall and not (self.anchor and self.stem == "conv"):
+            raise ValueError(
+                "TransformerConfig.recall brings back the first frame: it needs anchor=True and "
+                f"stem='conv', got anchor={self.anchor} and stem={self.stem!r}"
             )
         if self.head_dim % 2:
             raise ValueError(

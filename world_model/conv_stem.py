@@ -3,17 +3,23 @@
 A small transformer does not find motion from noise and attention alone: measured, it sits on a
 plateau for hundreds of steps, and with the previous frames' latents beside the noisy ones its loss
 falls fourfold in two hundred. The head predicts the clean frame as the previous frame plus a
-residual, so what stands still stays for free.
+residual, so what stands still stays for free. With `recall` a gate mixes the first frame into that
+previous one, so what was covered comes back as it was.
 
 Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token
 width, N = B * T.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.config import NORM_GROUPS, TransformerConfig
+
+RECALL_BIAS = -3.0
+"""Logit of the share of the first frame that an untrained head brings back: nearly none."""
 
 
 class ResidualBlock(nn.Module):
@@ -87,6 +93,10 @@ class ConvHead(nn.Module):
         # The first guess of an untrained model is that nothing moves.
         for parameter in self.conv.parameters():
             nn.init.zeros_(parameter)
+        self.recall = nn.Conv2d(channels, 1, 3, padding=1) if config.recall else None
+        if self.recall is not None:
+            nn.init.zeros_(self.recall.weight)
+            nn.init.constant_(cast(Tensor, self.recall.bias), RECALL_BIAS)
 
     def forward(self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor) -> Tensor:
         """Read the clean frames (B, T, C, h, w).
@@ -95,7 +105,7 @@ class ConvHead(nn.Module):
             tokens: (B, T, L, D).
             t: (B, T, D), what the noise level (and the actions) say.
             features: (N, channels, h, w), the stem's.
-            previous: (B, T, C, h, w), the frame before each.
+            previous: (B, T, P, C, h, w), the frames before each, oldest first.
         """
         B, T, _, D = tokens.shape
         side = (
@@ -107,4 +117,8 @@ class ConvHead(nn.Module):
         for block in self.blocks:
             x = block(x, t.flatten(0, 1))
         residual: Tensor = self.conv(x).unflatten(0, (B, T))
-        return previous + residual
+        stays = previous[:, :, -1]
+        if self.recall is not None:
+            share = self.recall(x).sigmoid().unflatten(0, (B, T))
+            stays = stays + share * (previous[:, :, 0] - stays)
+        return stays + residual

@@ -379,7 +379,7 @@ class Mixture(nn.Module):
     def _read_video(self, lane: Lane, inputs: Inputs) -> Tensor:
         latents = cast(Tensor, inputs.latents)
         if isinstance(self.video.head, ConvHead):
-            previous = cast(Tensor, inputs.previous)[:, :, -1]
+            previous = cast(Tensor, inputs.previous)
             frames: Tensor = self.video.head(lane.x, lane.t, lane.features, previous)
         else:
             grid = (latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch)

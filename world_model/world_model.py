@@ -558,9 +558,18 @@ class WorldModel(nn.Module):
 
     # ------------------------------------------------------------------------------ learning
 
-    def calibrate(self, points: tuple[tuple[float, float], ...]) -> None:
-        """From now on, translate the heads' spread by these points (`HeadsConfig.calibration`)."""
-        heads = dataclasses.replace(self.config.heads, calibration=points)
+    def calibrate(
+        self, points: tuple[tuple[float, float], ...], end_threshold: float | None = None
+    ) -> None:
+        """From now on, translate the heads' spread by these points (`HeadsConfig.calibration`).
+
+        With a threshold, also say from this probability on that an episode has ended.
+        """
+        heads = dataclasses.replace(
+            self.config.heads,
+            calibration=points,
+            end_threshold=end_threshold or self.config.heads.end_threshold,
+        )
         self.config = dataclasses.replace(self.config, heads=heads)
         self.heads.config = heads
 

@@ -1,10 +1,12 @@
-"""Does a dream know how wrong it is? Measure on held-out episodes, and correct.
+"""Does a dream know how wrong it is, and when it is over? Measure on held-out episodes, correct.
 
 The heads' spread is learned on single transitions; in a long dream errors add up, so it says too
 little. What it says is translated by a rising curve that is fitted on dreams of episodes that were
-not trained on. Half of them fit, the other half says what the fit is worth.
+not trained on. Half of them fit, the other half says what the fit is worth. The same dreams say
+from which probability on an episode has ended.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,24 @@ from kairos_env.world_model.world_model import WorldModel
 
 Numbers = NDArray[np.float64]
 Points = tuple[tuple[float, float], ...]
-EPISODES, FRAMES, REAL = 64, 50, 3
+EPISODES, FRAMES, REAL = 128, 50, 3
 BINS = 10
-FEWEST = 8  # frames in a bin
+FEWEST = 8  # frames in a bin, ends that a threshold is chosen by
+THRESHOLDS = np.linspace(0.05, 0.95, 19)
+LATE = 1  # frames by which an end may be missed
+
+
+@dataclasses.dataclass(frozen=True)
+class Dreamed:
+    """Dreams beside the episodes they follow, each (episodes, frames)."""
+
+    stated: Numbers
+    """Error that was expected; NaN beyond an episode's end, as in `actual`."""
+    actual: Numbers
+    end: Numbers
+    """Probability of an end; NaN where no end could be right."""
+    ended: NDArray[np.bool_]
+    """Where the truth ended."""
 
 
 @torch.no_grad()
@@ -29,7 +46,8 @@ def calibrate(world: WorldModel, data: TrainingData) -> dict[str, Any] | None:
     world.calibrate(())
     if not data.holds_out():
         return None
-    stated, actual = dreamed_errors(world, data)
+    dreams = dream(world, data)
+    stated, actual = dreams.stated, dreams.actual
     fitted, checked = slice(0, None, 2), slice(1, None, 2)
     points = fit(*_flat(stated[fitted], actual[fitted]))
     there = _flat(stated[checked], actual[checked])
@@ -45,12 +63,12 @@ def calibrate(world: WorldModel, data: TrainingData) -> dict[str, Any] | None:
             "error_before": miscalibration(*there),
             "error_after": miscalibration(corrected, there[1]),
         }
-    world.calibrate(fit(*_flat(stated, actual)))
+    world.calibrate(fit(*_flat(stated, actual)), end_threshold(dreams.end, dreams.ended))
     return result
 
 
-def dreamed_errors(world: WorldModel, data: TrainingData) -> tuple[Numbers, Numbers]:
-    """Stated and actual error of dreams, each (episodes, frames), NaN beyond an episode's end."""
+def dream(world: WorldModel, data: TrainingData) -> Dreamed:
+    """Dream held-out episodes with their own actions."""
     F, scale = world.config.frames_per_chunk, world.heads.state_scale
     real, steps = F * -(-REAL // F), -(-FRAMES // F)
     stage = StageConfig(name="calibration", learns="dynamics")
@@ -67,7 +85,7 @@ def dreamed_errors(world: WorldModel, data: TrainingData) -> tuple[Numbers, Numb
         text=text,
         text_mask=mask,
     )
-    stated, actual = [], []
+    stated, actual, ends, ended = [], [], [], []
     for t in range(real - 1, real - 1 + steps * F, F):
         chunk = truth["actions"][:, t : t + F].flatten(1, 2)
         state, prediction = world.step(state, chunk, decode=False)
@@ -77,7 +95,34 @@ def dreamed_errors(world: WorldModel, data: TrainingData) -> tuple[Numbers, Numb
         missing = ~truth["valid"][:, t + F]
         stated.append(prediction.uncertainty.masked_fill(missing, torch.nan))
         actual.append(error.masked_fill(missing, torch.nan))
-    return _numbers(stated), _numbers(actual)
+        gone = ~truth["valid"][:, max(0, t + F - LATE * F)]
+        ends.append(prediction.end_probability.amax(1).masked_fill(gone, torch.nan))
+        ended.append(truth["terminated"][:, t : t + F].any(1))
+    over = torch.stack(ended, dim=1).cpu().numpy()
+    return Dreamed(_numbers(stated), _numbers(actual), _numbers(ends), over)
+
+
+def end_threshold(probability: Numbers, ended: NDArray[np.bool_]) -> float | None:
+    """The probability that tells ends best: by the F1 score of first crossings, `LATE` allowed.
+
+    Of equally good ones the middle one; None where too few episodes ended.
+    """
+    if ended.any(1).sum() < FEWEST:
+        return None
+    true = _first(ended)
+    scores = []
+    for threshold in THRESHOLDS:
+        told = _first(np.nan_to_num(probability) >= threshold)
+        hits = np.isfinite(told) & np.isfinite(true)
+        hits[hits] = np.abs(told[hits] - true[hits]) <= LATE
+        scores.append(2 * hits.sum() / (np.isfinite(told).sum() + np.isfinite(true).sum()))
+    best = np.flatnonzero(np.array(scores) >= max(scores) - 1e-9)
+    return round(float(THRESHOLDS[best[len(best) // 2]]), 2)
+
+
+def _first(happened: NDArray[np.bool_]) -> Numbers:
+    """When something first happened in each row, infinite where it never did."""
+    return np.where(happened.any(1), happened.argmax(1), np.inf)
 
 
 def fit(stated: Numbers, actual: Numbers) -> Points:

@@ -15,6 +15,7 @@ from kairos_env.agents.training.config import (
     WORLD_STAGES,
     StageConfig,
     TrainConfig,
+    remembering,
 )
 from kairos_env.agents.training.learner import DivergedError
 from kairos_env.world_model.config import LayerKind
@@ -42,6 +43,12 @@ class Arguments:
     """tiny, small or medium."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer instead of the size's own, e.g. SWA SWA DSWA SWA for windows alone."""
+    reshape: bool = False
+    """With --from: build the world in the shape of --size and --layers (as this version makes it),
+    and take every weight that fits from the world to begin with."""
+    memory: int | None = None
+    """Frames that the world shall remember what it no longer sees, where that is more than a few:
+    it then learns from clips that are longer than that."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""
@@ -61,6 +68,11 @@ def run_config(arguments: Arguments) -> TrainConfig:
     """The run that the arguments ask for."""
     options = vars(arguments) | {"stages": chosen_stages(arguments)}
     del options["steps"]
+    memory = options.pop("memory")
+    if memory is not None:
+        if memory < 1:
+            raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")
+        options["stages"] = tuple(remembering(stage, memory) for stage in options["stages"])
     return TrainConfig(**options)
 
 

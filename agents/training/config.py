@@ -141,6 +141,26 @@ FURTHER_STAGES = tuple(
 )
 """The same for a world that dreams already: gently, and with dreams of full length at once."""
 
+LEAST_BATCH = 4
+
+
+def remembering(stage: StageConfig, frames: int) -> StageConfig:
+    """The stage with clips in which something `frames` frames ago can still matter.
+
+    Memory is only learned from clips that are longer than what is to be remembered. Batches shrink
+    as clips grow, so an update costs about the same.
+    """
+    if stage.learns != "dynamics":
+        return stage
+    lengths = {
+        name: max(getattr(stage, name), frames + stage.frames)
+        for name in ("frames", "rollout_frames", "unroll_frames")
+    }
+    longest = "rollout_frames" if stage.rollout else "unroll_frames" if stage.unroll else "frames"
+    batch = round(stage.batch * getattr(stage, longest) / lengths[longest])
+    return dataclasses.replace(stage, batch=max(LEAST_BATCH, batch), **lengths)
+
+
 ROBOT_STAGES = (
     StageConfig(name="robot", learns="dynamics", learning_rate=1e-3, warmup=10, ema=0.99),
 )
@@ -177,6 +197,9 @@ class TrainConfig:
     start: str | None = None
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""
+    reshape: bool = False
+    """Build the shape that `size`, `layers`, `text` and `temporal` say instead, and take from the
+    world to begin with every weight that fits."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None
     """Name of the world; the folder's name when not given."""
@@ -206,6 +229,8 @@ class TrainConfig:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages need different names, got {names}")
+        if self.reshape and self.start is None:
+            raise ValueError("reshape needs a world to take weights from; name it as start")
         if self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
 

@@ -221,7 +221,7 @@ def save(run: Run, learner: Learner) -> None:
 
 def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
     """A new world for the data's actions, states and frames, or the one to begin with."""
-    if config.start is not None:
+    if config.start is not None and not config.reshape:
         return started_world(config, config.start, data)
     spec = data.spec
     shape = world_config(
@@ -238,8 +238,31 @@ def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         world = WorldModel(shape)
-    world.tokenizer.fit_background(data.some_frames(400))
+    if config.start is None:
+        world.tokenizer.fit_background(data.some_frames(400))
+    else:
+        take_what_fits(world, load_world(config.start).model, config.start)
     return world.to(config.device)
+
+
+def take_what_fits(world: WorldModel, other: WorldModel, name: str) -> None:
+    """Give a world the weights of another one wherever name and shape agree."""
+    theirs = other.state_dict()
+    fitting = {n: theirs[n] for n, x in world.state_dict().items() if fits(theirs.get(n), x)}
+    foreign = [n for n in world.tokenizer.state_dict() if f"tokenizer.{n}" not in fitting]
+    if foreign:
+        raise ValueError(
+            f"world {name} cannot be reshaped: its tokenizer is another one (first difference: "
+            f"{foreign[0]}), and all else was learned on its latents. Train a new world"
+        )
+    if not any(n.startswith("mixture.") for n in fitting):
+        raise ValueError(f"nothing of world {name} but its tokenizer fits; name its --size")
+    world.load_state_dict(fitting, strict=False)
+
+
+def fits(mine: torch.Tensor | None, other: torch.Tensor) -> bool:
+    """Whether a tensor is there and has the other's shape."""
+    return mine is not None and mine.shape == other.shape
 
 
 def started_world(config: TrainConfig, start: str, data: TrainingData) -> WorldModel:

@@ -58,6 +58,31 @@ def test_too_few_dreams_fit_nothing() -> None:
     assert calibration.fit(np.ones(3), np.ones(3)) == ()
 
 
+def test_the_end_threshold_divides_true_ends_from_false_alarms() -> None:
+    random = np.random.default_rng(0)
+    ended = np.zeros((40, 20), bool)
+    ended[np.arange(20), random.integers(5, 20, 20)] = True
+    probability = random.uniform(0.0, 0.6, ended.shape)  # alarms up to .6 where nothing ends
+    probability[ended] = random.uniform(0.8, 1.0, 20)
+    assert calibration.end_threshold(probability, ended) == 0.7
+
+
+def test_an_end_told_a_frame_late_counts_and_two_late_does_not() -> None:
+    ended = np.zeros((10, 20), bool)
+    ended[:, 8] = True
+    told = np.zeros(ended.shape)
+    told[:, 9], told[:, 10] = 0.3, 0.9  # at .3 and below the first crossing is one frame late
+    threshold = calibration.end_threshold(told, ended)
+    assert threshold is not None
+    assert threshold <= 0.3
+
+
+def test_few_ends_choose_no_threshold() -> None:
+    ended = np.zeros((10, 20), bool)
+    ended[:3, 8] = True
+    assert calibration.end_threshold(ended.astype(float), ended) is None
+
+
 def test_a_trained_world_says_what_its_calibration_is_worth(tmp_path: Path) -> None:
     import tiny_envs  # noqa: F401 (registers the environments)
     from test_training import STAGES

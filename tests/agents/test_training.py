@@ -20,6 +20,8 @@ from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkp
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError, Learner
+from kairos_env.world_model.presets import world_config
+from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import load_world
 
 STAGES = (
@@ -228,6 +230,50 @@ def test_a_world_does_not_go_on_with_data_of_another_kind(
     config = config_for(other, tmp_path / "world", start=str(finished), stages=STAGES[1:])
     with pytest.raises(ValueError, match=r"frame size: \(16, 16\) and \(32, 32\)"):
         loop.train(config)
+
+
+def test_a_world_is_reshaped_with_all_weights_that_fit(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        data,
+        tmp_path / "windows",
+        start=str(finished),
+        reshape=True,
+        layers=("SWA", "SWA", "DSWA", "SWA"),
+        stages=(dataclasses.replace(STAGES[1], steps=1, learning_rate=1e-12, weight_decay=0.0),),
+    )
+    world = load_world(loop.train(config))
+    old = load_world(finished).model.state_dict()
+    new = world.model.state_dict()
+    assert world.model.config.transformer.layers == ("SWA", "SWA", "DSWA", "SWA")
+    kept = {name for name in new if name in old and new[name].shape == old[name].shape}
+    assert "mixture.video.blocks.3.attention.q.weight" not in old
+    for name in kept:
+        torch.testing.assert_close(new[name], old[name], atol=1e-3, rtol=1e-3)
+
+
+def test_reshaping_needs_a_world_whose_tokenizer_fits(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="reshape needs a world to take weights from"):
+        config_for(data, tmp_path / "w", reshape=True)
+    larger = WorldModel(world_config("tiny", action_size=1, state_size=2, frame_size=(32, 32)))
+    with pytest.raises(ValueError, match=r"its tokenizer is another one \(first difference"):
+        loop.take_what_fits(larger, load_world(finished).model, "ball")
+
+
+def test_what_shall_be_remembered_fits_into_the_clips() -> None:
+    words = ["D", "--out", "W", "--memory", "30", "--stages", "tokenizer", "dynamics", "unroll"]
+    plain = run_config(tyro.cli(Arguments, args=words[:3] + words[5:])).stages
+    stages = run_config(tyro.cli(Arguments, args=words)).stages
+    assert stages[0] == plain[0]
+    assert stages[1].frames > 30
+    assert stages[2].unroll_frames > 30
+    for long, short in zip(stages[1:], plain[1:], strict=True):
+        assert 0 < long.batch < short.batch
+    with pytest.raises(ValueError, match="--memory is a number of frames, at least 1, got 0"):
+        run_config(tyro.cli(Arguments, args=[*words[:4], "0"]))
 
 
 def test_the_command_names_stages_and_their_updates() -> None:
