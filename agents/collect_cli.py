@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kairos_env.agents.collect import CollectError, CollectReport, collect
-from kairos_env.agents.data.files import BrokenDataError, DiskFullError
+from kairos_env.agents.collect import CollectReport, collect
 from kairos_env.agents.data.video import Codec
 from kairos_env.agents.data.writer import EPISODES_PER_FILE
-
-INTERRUPTED = 130  # what a shell reports after ctrl-C
+from kairos_env.terminal import percent, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +80,11 @@ class CollectOptions:
 
 def run(argv: Sequence[str]) -> int:
     """Run `kairos collect` with these arguments; returns the exit status."""
-    options = tyro.cli(CollectOptions, args=list(argv), prog="kairos collect")
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        report = _collect_with_bar(options)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Recorded episodes are kept; the same command continues.")
-        return INTERRUPTED
-    except (
-        CollectError,
-        DiskFullError,
-        BrokenDataError,
-        ValueError,
-        ImportError,
-        RuntimeError,
-    ) as error:
-        for note in getattr(error, "__notes__", ()):  # where in a worker it happened
-            errors.print(note, markup=False, style="dim")
-        errors.print(f"kairos collect: {error}", markup=False)
-        return 1
-    _print(report)
-    return 0
+    return run_command("kairos collect", CollectOptions, _collect, argv)
+
+
+def _collect(options: CollectOptions) -> None:
+    _print(_collect_with_bar(options))
 
 
 def _collect_with_bar(options: CollectOptions) -> CollectReport:
@@ -134,11 +116,11 @@ def _print(report: CollectReport) -> None:
     console = Console(file=sys.stdout)
     table = Table("policy", "episodes", "success", title=f"{report.out}")
     for policy, (episodes, success) in report.by_policy.items():
-        table.add_row(policy, str(episodes), _percent(success))
+        table.add_row(policy, str(episodes), percent(success, 1))
     console.print(table)
     console.print(
         f"{report.episodes} episodes, {report.frames} frames; "
-        f"{_percent(report.terminated)} terminated, success {_percent(report.success)}, "
+        f"{percent(report.terminated, 1)} terminated, success {percent(report.success, 1)}, "
         f"mean return {report.mean_return:.2f}"
     )
     if report.new_episodes:
@@ -146,7 +128,3 @@ def _print(report: CollectReport) -> None:
             f"recorded {report.new_episodes} episodes ({report.new_frames} frames) in "
             f"{report.seconds:.1f} s: {report.frames_per_second:.0f} frames/s"
         )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

@@ -9,7 +9,6 @@ percent in parameters; operations of a step stand in the results.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from rich.table import Table
 
 from kairos_env.agents.data.readers import open_dataset
 from kairos_env.agents.training.cli import Arguments, run_config
-from kairos_env.agents.training.learner import DivergedError
 from kairos_env.benchmarks.cells import Cells, Json, cell_folder
 from kairos_env.benchmarks.efficiency.flops import parameters, step_operations
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
@@ -30,11 +28,11 @@ from kairos_env.benchmarks.fidelity.measure import DREAM, measure
 from kairos_env.benchmarks.fidelity.report import document, show
 from kairos_env.benchmarks.machine import write_results
 from kairos_env.benchmarks.transformer import own_model
+from kairos_env.terminal import run_command
 from kairos_env.world_model.config import HYBRID, LayerKind
 from kairos_env.world_model.presets import SIZES
 from kairos_env.worlds import load_world
 
-INTERRUPTED = 130
 VARIANTS: dict[str, tuple[LayerKind, ...]] = {
     "windows": ("SWA", "SWA", "SWA", "SWA"),
     "dilated": ("SWA", "SWA", "DSWA", "SWA"),
@@ -156,19 +154,14 @@ def cell(bench: AblationBench, path: Path, variant: str, tell: Callable[[float],
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    bench = tyro.cli(AblationBench, args=list(argv), prog="kairos bench ablation")
+    return run_command("kairos bench ablation", AblationBench, _measure, argv)
+
+
+def _measure(bench: AblationBench) -> None:
     torch.set_num_threads(bench.threads)
-    try:
-        results = run(bench)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; the same command goes on.\n")
-        return INTERRUPTED
-    except (ValueError, ImportError, OSError, RuntimeError, DivergedError) as error:
-        sys.stderr.write(f"kairos bench ablation: {error}\n")
-        return 1
+    results = run(bench)
     _show(results)
     Console().print(f"written to {write_results('ablation', results, folder=bench.out)}")
-    return 0
 
 
 def figures(row: Json) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kairos_env.terminal import result_console, run_command
+
 if TYPE_CHECKING:
     from kairos_env.agents.policies import Policy
     from kairos_env.benchmarks.trials import Contestant, Json
     from kairos_env.real import RealEnv
     from kairos_env.worlds import World
-
-INTERRUPTED = 130
-PIPE_WIDTH = 110
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,12 +93,12 @@ Makes = Callable[["World", Arguments], "dict[str, tuple[Policy, Json]]"]
 
 def plan(argv: Sequence[str]) -> int:
     """`kairos plan`; returns its exit status."""
-    return _command(argv, PlanArguments, planners, program="plan", name="planning")
+    return _command(argv, PlanArguments, planners, program="kairos plan", name="planning")
 
 
 def act(argv: Sequence[str]) -> int:
     """`kairos act`; returns its exit status."""
-    return _command(argv, ActArguments, actors, program="act", name="acting")
+    return _command(argv, ActArguments, actors, program="kairos act", name="acting")
 
 
 def planners(world: "World", arguments: PlanArguments) -> "dict[str, tuple[Policy, Json]]":
@@ -159,24 +158,15 @@ def _command(
     program: str,
     name: str,
 ) -> int:
-    from kairos_env.errors import WorldError
-
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        arguments = tyro.cli(kind, args=list(argv), prog=f"kairos {program}")
+    def run(arguments: Arguments) -> None:
         document = _measure(arguments, makes, name)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Whole episodes are kept in --json; the same command goes on.")
-        return INTERRUPTED
-    except (WorldError, ValueError, ImportError, OSError, RuntimeError) as error:
-        errors.print(f"kairos {program}: {error}", markup=False, style="red")
-        return 1
-    # a file or a pipe has no width of its own
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
-    console.print(_table(document))
-    if arguments.json is not None:
-        console.print(f"wrote {arguments.json}", highlight=False)
-    return 0
+        console = result_console()
+        console.print(_table(document))
+        if arguments.json is not None:
+            console.print(f"wrote {arguments.json}", highlight=False)
+
+    kept = "Interrupted. Whole episodes are kept in --json; the same command goes on."
+    return run_command(program, kind, run, argv, interrupted=kept)
 
 
 def _measure(arguments: Arguments, makes: Makes[Arguments], name: str) -> "Json":

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from kairos_env.agents.data.files import read_json, write_json
 from kairos_env.benchmarks.machine import commit, describe_machine, results_folder
+from kairos_env.terminal import run_command
 
 CURVE = ("steps", "seconds", "dreamed", "real", "success", "uncertainty")
 
@@ -64,13 +64,12 @@ def rounded(value: Any) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    command = tyro.cli(AgentsCommand, args=list(argv), prog="kairos bench agents")
-    try:
-        content = document(command.run)
-    except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"kairos bench agents: {error}", style="red")
-        return 1
+    return run_command("kairos bench agents", AgentsCommand, keep, argv, also=())
+
+
+def keep(command: AgentsCommand) -> None:
+    """Write a study down."""
+    content = document(command.run)
     path = results_folder() / f"agents-{command.name or content['world']}.json"
     write_json(path, content)
     sys.stdout.write(f"wrote {path}\n")
-    return 0

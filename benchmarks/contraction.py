@@ -12,7 +12,6 @@ B settings, T tokens, K key size, V value size; a decay, b strength of the write
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +25,9 @@ from torch import Tensor
 
 from kairos_env.benchmarks.machine import write_results
 from kairos_env.benchmarks.transformer import own_model
-from kairos_env.errors import WorldError
 from kairos_env.kernels.gated_delta import gated_delta_rule
 from kairos_env.kernels.gated_delta.op import Form, gated_delta_boundaries
+from kairos_env.terminal import run_command
 from kairos_env.world_model.delta_net import DeltaState, GatedDeltaNet
 
 if TYPE_CHECKING:
@@ -458,15 +457,15 @@ def measure(bench: ContractionBench) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """`kairos bench contraction`; fails when the theorem does."""
-    bench = tyro.cli(ContractionBench, args=list(argv), prog="kairos bench contraction")
+    return run_command("kairos bench contraction", ContractionBench, run, argv, also=())
+
+
+def run(bench: ContractionBench) -> int:
+    """Measure, print, write; 1 when a bound was broken."""
     if bench.quick:
         bench = replace(bench, settings=80, tokens=16, frames=10)
     torch.set_num_threads(1)
-    try:
-        results = measure(bench)
-    except (WorldError, ValueError) as error:
-        sys.stderr.write(f"kairos bench contraction: {error}\n")
-        return 1
+    results = measure(bench)
     _show(results)
     if not bench.quick or bench.out is not None:
         Console().print(f"written to {write_results('contraction', results, folder=bench.out)}")

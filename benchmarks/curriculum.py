@@ -23,6 +23,7 @@ from kairos_env.agents.training.learner import DivergedError
 from kairos_env.agents.training.loop import train
 from kairos_env.agents.training.validation import dream, explain
 from kairos_env.benchmarks.machine import write_results
+from kairos_env.terminal import run_command
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import load_world
 
@@ -64,19 +65,15 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    console = Console(stderr=True)
-    try:
-        arguments = tyro.cli(Arguments, args=list(argv), prog="kairos bench curriculum")
-        document = compare(arguments)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, ImportError, OSError, DivergedError) as error:
-        console.print(f"kairos bench curriculum: {error}", style="red", highlight=False)
-        return 1
+    return run_command("kairos bench curriculum", Arguments, run, argv, also=(DivergedError,))
+
+
+def run(arguments: Arguments) -> None:
+    """Compare, print, write."""
+    document = compare(arguments)
     print_table(document, Console())
     path = write_results("curriculum", document, folder=arguments.results)
-    console.print(f"wrote {path}")
-    return 0
+    Console(stderr=True).print(f"wrote {path}")
 
 
 def compare(arguments: Arguments) -> dict[str, Any]:

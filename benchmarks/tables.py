@@ -22,6 +22,7 @@ from typing import Any
 import tyro
 
 from kairos_env.benchmarks.machine import ROOT
+from kairos_env.terminal import percent
 
 Results = dict[str, Any]
 PLACE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
@@ -169,14 +170,14 @@ def agents_table(root: Path) -> str:
     for result in results("agents", root):
         zero, rows = result["random"], []
         rows.append(
-            ["random chunks", "", f"{zero['return']:.2f}", "0", share(zero["success"]), "0"]
+            ["random chunks", "", f"{zero['return']:.2f}", "0", percent(zero["success"]), "0"]
         )
         for name, row in result["methods"].items():
             price = result["real_steps"][name.split(",")[0]]
             solved = None if row["success"] is None else row["success"]["value"]
             spent = (price["practice"] or 0) + price["examinations"]
             scores = (interval(row[key]) for key in ("return", "normalised"))
-            rows.append([name, row["return"]["runs"], *scores, share(solved), f"{spent:,.0f}"])
+            rows.append([name, row["return"]["runs"], *scores, percent(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")
         text += f"World `{result['world']}`:\n\n" + markdown(head, rows) + origin(result) + "\n"
         text += agents_remarks(result) + "\n"
@@ -192,7 +193,7 @@ def agents_remarks(result: Results) -> str:
         remarks.append(f"Dreamed minus real return: {', '.join(values)}.")
     if reached is not None:
         remarks.append(
-            f"Practice in reality alone had gained {share(reached['share'])} of its final gain "
+            f"Practice in reality alone had gained {percent(reached['share'])} of its final gain "
             f"after {reached['actions']:,.0f} real actions ({reached['runs']} seeds)."
         )
     return "\n".join(f"{remark}\n" for remark in remarks)
@@ -244,8 +245,8 @@ def contraction_table(root: Path) -> str:
         text += (
             f"\n{found['settings']:,} settings of {found['tokens']} tokens: {found['violations']} "
             f"violations; the linear formula is off by {found['linear_formula_off_by']:.1e} at "
-            f"most. The printed condition held in {share(found['paper_condition_holds'])} of the "
-            f"tokens, a + b was 1 or more in {share(found['paper_factor_at_least_1'])}.\n"
+            f"most. The printed condition held in {percent(found['paper_condition_holds'])} of the "
+            f"tokens, a + b was 1 or more in {percent(found['paper_factor_at_least_1'])}.\n"
         )
         text += origin(result)
     return text
@@ -400,7 +401,8 @@ def fidelity_table(root: Path) -> str:
         for name, found in late["100"]["objects"].items():
             errors = [cell(late[h]["objects"][name]["error_px"]["value"]) for h in ("10", "50")]
             errors.append(cell(found["error_px"]["value"]))
-            rows.append([result["world"]["name"], name, *errors, share(found["present"]["value"])])
+            present = percent(found["present"]["value"])
+            rows.append([result["world"]["name"], name, *errors, present])
     head = ("world", "object", "px at frame 10", "50", "100", "still there at 100")
     return markdown(head, rows) + "".join(map(origin, reports))
 
@@ -415,11 +417,6 @@ def interval(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return "-"
     return f"{estimate['value']:.3g} [{estimate['low']:.3g}, {estimate['high']:.3g}]"
-
-
-def share(value: float | None) -> str:
-    """A share in percent."""
-    return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def environment_table(root: Path) -> str:

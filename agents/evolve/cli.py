@@ -1,33 +1,18 @@
 """`kairos evolve ENV --rounds N --out RUN`: a policy, its data and its world, round by round."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from kairos_env.agents.evolve.config import EvolveConfig
-
-INTERRUPTED = 130
-PIPE_WIDTH = 110
+from kairos_env.terminal import percent, result_console, run_command
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        config = tyro.cli(EvolveConfig, args=list(argv), prog="kairos evolve")
-        run(config)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. What is finished is kept; the same command goes on.")
-        return INTERRUPTED
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        errors.print(f"kairos evolve: {error}", markup=False, style="red")
-        return 1
-    return 0
+    return run_command("kairos evolve", EvolveConfig, run, argv)
 
 
 def run(config: EvolveConfig) -> None:
@@ -37,8 +22,7 @@ def run(config: EvolveConfig) -> None:
 
     keep_freed_memory()
     results = evolve(config)
-    # a file or a pipe has no width of its own
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = result_console()
     console.print(table(results))
     console.print(f"wrote {config.out / EVOLVE}", highlight=False)
 
@@ -62,11 +46,6 @@ def table(results: dict[str, Any]) -> Table:
             *(psnr(row["fidelity"][name]) for name in ("held-out", "deployed")),
         )
     return shown
-
-
-def percent(share: float | None) -> str:
-    """A share for a person."""
-    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def psnr(metrics: dict[str, float]) -> str:

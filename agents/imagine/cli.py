@@ -1,29 +1,14 @@
 """`kairos imagine WORLD --out RUN`: train in the dream, examine in reality."""
 
-import sys
 from collections.abc import Sequence
 
-import tyro
-from rich.console import Console
-
 from kairos_env.agents.imagine.config import StudyConfig
-
-INTERRUPTED = 130
-PIPE_WIDTH = 110
+from kairos_env.terminal import result_console, run_command
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        run(tyro.cli(StudyConfig, args=list(argv), prog="kairos imagine"))
-    except KeyboardInterrupt:
-        errors.print("Interrupted. The last round is kept; the same command goes on.")
-        return INTERRUPTED
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        errors.print(f"kairos imagine: {error}", markup=False, style="red")
-        return 1
-    return 0
+    return run_command("kairos imagine", StudyConfig, run, argv)
 
 
 def run(config: StudyConfig) -> None:
@@ -36,8 +21,7 @@ def run(config: StudyConfig) -> None:
     torch.set_num_threads(config.threads)
     with Live() as live:
         results = imagine(config, live)
-    # a file or a pipe has no width of its own
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = result_console()
     print_results(results, console)
     picture = draw_curves(config.out)
     if picture is None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kairos_env.agents.data.files import replacing
 from kairos_env.agents.imagine.run import LOG, Entry, read_log
+from kairos_env.terminal import percent
 
 Json = dict[str, Any]
 
@@ -88,11 +89,6 @@ def interval(estimate: Json | None) -> str:
     if estimate["runs"] == 1:
         return value
     return f"{value} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
-
-
-def percent(share: float | None) -> str:
-    """A share for a person."""
-    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def draw_curves(out: Path) -> Path | None:

@@ -1,7 +1,6 @@
 """`kairos bench efficiency`: sizes, operations and times, with peers in the same run."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from kairos_env.benchmarks.efficiency.suite import EfficiencyConfig, Json, measure
 from kairos_env.benchmarks.machine import write_results
-from kairos_env.errors import WorldError
+from kairos_env.terminal import run_command
 from kairos_env.worlds import load_world
 
 QUICK: dict[str, Any] = {
@@ -44,18 +43,17 @@ class EfficiencyBench:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    bench = tyro.cli(EfficiencyBench, args=list(argv), prog="kairos bench efficiency")
+    return run_command("kairos bench efficiency", EfficiencyBench, run, argv, also=())
+
+
+def run(bench: EfficiencyBench) -> None:
+    """Measure, print, write."""
     config = dataclasses.replace(bench.config, **QUICK) if bench.quick else bench.config
     torch.set_num_threads(bench.threads)
-    try:
-        results = measure(config, load_world(config.world))
-    except (WorldError, ValueError) as error:
-        sys.stderr.write(f"kairos bench efficiency: {error}\n")
-        return 1
+    results = measure(config, load_world(config.world))
     _show(results)
     if not bench.quick or bench.out is not None:
         Console().print(f"written to {write_results('efficiency', results, folder=bench.out)}")
-    return 0
 
 
 def _show(results: Json) -> None:

@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
+from kairos_env.terminal import result_console, run_command
 
 if TYPE_CHECKING:
     from kairos_env.agents.data.dataset import Dataset
     from kairos_env.benchmarks.fidelity.conv_predictor import ConvConfig, ConvPredictor
     from kairos_env.worlds import World
 
-INTERRUPTED = 130
-PIPE_WIDTH = 110
 # Episodes that are recorded for the baseline when no dataset is named.
 BASELINE_EPISODES = 300
 
@@ -63,19 +62,13 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    from kairos_env.benchmarks.fidelity.episodes import EpisodesError
-    from kairos_env.errors import WorldError
-
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        run(tyro.cli(Arguments, args=list(argv), prog="kairos fidelity"))
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Nothing was written; a trained baseline is kept.")
-        return INTERRUPTED
-    except (WorldError, EpisodesError, ValueError, ImportError, OSError, RuntimeError) as error:
-        errors.print(f"kairos fidelity: {error}", markup=False, style="red")
-        return 1
-    return 0
+    return run_command(
+        "kairos fidelity",
+        Arguments,
+        run,
+        argv,
+        interrupted="Interrupted. Nothing was written; a trained baseline is kept.",
+    )
 
 
 def run(arguments: Arguments) -> None:
@@ -99,8 +92,7 @@ def run(arguments: Arguments) -> None:
         device=arguments.device,
         more={"conv_baseline": facts},
     )
-    # a file or a pipe has no width of its own
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = result_console()
     report.print_report(content, console)
     if arguments.json is not None:
         report.write_report(arguments.json, content)

@@ -1,7 +1,6 @@
 """`kairos bench memory`: theorem 1 with trained readers, or in pixels with trained worlds."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +17,7 @@ from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.report import show
 from kairos_env.benchmarks.machine import write_results
 from kairos_env.benchmarks.memory.suite import SuiteConfig, chosen, run, settings, verdict
-
-INTERRUPTED = 130
+from kairos_env.terminal import run_command
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,23 +53,18 @@ class MemoryBench:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    bench = tyro.cli(MemoryBench, args=list(argv), prog="kairos bench memory")
+    return run_command("kairos bench memory", MemoryBench, _measure, argv)
+
+
+def _measure(bench: MemoryBench) -> None:
     if bench.quick:
         bench = dataclasses.replace(
             bench, suite=dataclasses.replace(bench.suite, steps=3, sequences=20)
         )
     torch.set_num_threads(bench.threads)
-    try:
-        name, results = _pixels(bench) if bench.pixels else _suite(bench)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; finished cells are kept, the same command goes on.\n")
-        return INTERRUPTED
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        sys.stderr.write(f"kairos bench memory: {error}\n")
-        return 1
+    name, results = _pixels(bench) if bench.pixels else _suite(bench)
     if not bench.quick or bench.out is not None:
         Console().print(f"written to {write_results(name, results, folder=bench.out)}")
-    return 0
 
 
 def _suite(bench: MemoryBench) -> tuple[str, Json]:

@@ -1,7 +1,6 @@
 """`kairos study WORLD` and `kairos study compare A B`."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,13 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kairos_env.benchmarks.study.config import StudyConfig
+from kairos_env.terminal import result_console, run_command
 
 if TYPE_CHECKING:
     from kairos_env.benchmarks.study.drift import Drift
     from kairos_env.benchmarks.study.shards import Plan, Stage
 
-INTERRUPTED = 130
-PIPE_WIDTH = 110
 Side = Literal["dream", "replay", "state"]
 
 
@@ -65,23 +63,11 @@ class StudyArguments:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    from kairos_env.benchmarks.fidelity.episodes import EpisodesError
-    from kairos_env.errors import WorldError
+    if argv and argv[0] == "compare":
+        from kairos_env.benchmarks.study.compare import main as compare
 
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        if argv and argv[0] == "compare":
-            from kairos_env.benchmarks.study.compare import run as run_compare
-
-            return run_compare(argv[1:])
-        run(tyro.cli(StudyArguments, args=list(argv), prog="kairos study"))
-    except KeyboardInterrupt:
-        errors.print("Interrupted. What is done is kept; the same command goes on.")
-        return INTERRUPTED
-    except (WorldError, EpisodesError, ValueError, ImportError, OSError, RuntimeError) as error:
-        errors.print(f"kairos study: {error}", markup=False, style="red")
-        return 1
-    return 0
+        return compare(argv[1:])
+    return run_command("kairos study", StudyArguments, run, argv)
 
 
 def run(arguments: StudyArguments) -> None:
@@ -165,8 +151,7 @@ def _write(stage: "Stage", sides: Sequence[str], measured: "Drift | None") -> No
         replays=[] if measured is None else replays(measured, fps, films),
     )
     write_json(folder / "results.json", content)
-    # a file or a pipe has no width of its own
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = result_console()
     console.print(screen_table(content, plan))
     console.print(f"{folder / 'report.html'}\n{folder / 'results.json'}", highlight=False)
 

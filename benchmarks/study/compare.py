@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from kairos_env.agents.data.files import read_json, write_json
@@ -22,10 +21,10 @@ from kairos_env.benchmarks.study.report import plots_row, table, write_text
 from kairos_env.benchmarks.study.shards import PLAN, read_outcomes
 from kairos_env.benchmarks.study.sides import DREAM, TRUTH
 from kairos_env.benchmarks.study.summary import Json, figure_cell, scores
+from kairos_env.terminal import result_console, run_command
 
 # What two studies must share for their differences to mean something.
 SHARED = ("environment", "config", "grades")
-PIPE_WIDTH = 110
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,19 +41,21 @@ class CompareArguments:
     """Bootstrap draws behind each interval."""
 
 
-def run(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    arguments = tyro.cli(CompareArguments, args=list(argv), prog="kairos study compare")
+    return run_command("kairos study compare", CompareArguments, run, argv)
+
+
+def run(arguments: CompareArguments) -> None:
+    """Compare, print, write."""
     content = compare(arguments.first, arguments.second, resamples=arguments.resamples)
-    # a file or a pipe has no width of its own
-    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    console = result_console()
     console.print(_screen_table(content))
     if arguments.out is not None:
         write_json(arguments.out / "compare.json", content)
         folders = arguments.first, arguments.second
         _write_page(arguments.out / "compare.html", content, folders)
         console.print(arguments.out / "compare.html", highlight=False)
-    return 0
 
 
 def compare(first: Path, second: Path, *, resamples: int) -> Json:

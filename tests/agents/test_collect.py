@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from kairos_env.agents.collect import CollectError, Recipe, Recorder, collect
-from kairos_env.agents.collect_cli import INTERRUPTED
 from kairos_env.agents.data import DiskFullError, files, open_dataset
 from kairos_env.agents.data.writer import only_writer
 from kairos_env.agents.policies import (
@@ -27,6 +26,7 @@ from kairos_env.agents.policies import (
 )
 from kairos_env.real import make_real
 from kairos_env.spaces import decode_actions, encode_actions
+from kairos_env.terminal import INTERRUPTED
 
 ENV = "tiny_envs:TinyBall-v0"
 HERE = Path(__file__).parent
@@ -113,7 +113,7 @@ def test_ctrl_c_keeps_what_was_recorded_and_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED
-    assert "same command continues" in errors
+    assert "same command goes on" in errors
     assert "Traceback" not in errors
     dataset = open_dataset(tmp_path)
     assert len(dataset) >= 3

@@ -7,6 +7,7 @@ import pytest
 
 from kairos_env.benchmarks import acting
 from kairos_env.benchmarks.trials import Trials, proportion, summary
+from kairos_env.terminal import INTERRUPTED
 from kairos_env.untrained import untrained_world
 from kairos_env.worlds import save_world
 
@@ -53,7 +54,7 @@ def test_stopped_and_continued_is_the_same_measurement(world, tmp_path, monkeypa
 
     monkeypatch.setattr(Trials, "_trial", interrupted)
     status = acting.act(arguments(world, path, "--episodes", "2"))
-    assert status == acting.INTERRUPTED
+    assert status == INTERRUPTED
     assert len(json.loads(path.read_text())["trials"]) == 4
     monkeypatch.setattr(Trials, "_trial", trial)
     twice = measured(world, path, "--episodes", "2")
