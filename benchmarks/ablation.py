@@ -57,6 +57,8 @@ class AblationBench:
     """Updates of tokenizer, dynamics, rollout and unroll instead."""
     stages: tuple[str, ...] | None = None
     """As for `kairos train`; all when not given."""
+    memory: int | None = None
+    """As for `kairos train`: frames after which what is out of sight shall still be known."""
     size: str = "small"
     variants: tuple[str, ...] = tuple(VARIANTS)
     episodes: int = 100
@@ -127,6 +129,7 @@ def cell(bench: AblationBench, path: Path, variant: str, tell: Callable[[float],
         minutes=bench.minutes,
         stages=bench.stages,
         steps=bench.steps,
+        memory=bench.memory,
         size=bench.size,
         layers=VARIANTS[variant] * SIZES[bench.size].groups,
         name=f"{scene}-{variant}",
