@@ -30,6 +30,7 @@ from kairos_env.agents.imagine.report import Live
 from kairos_env.agents.imagine.run import BEST, LEARNER, POLICY
 from kairos_env.agents.imagine.study import RESULTS, folder_of, imagine
 from kairos_env.agents.policies import PolicySpec, load_checkpoint
+from kairos_env.agents.runs import keep_config
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.clips import TrainingData, fingerprint
 from kairos_env.agents.training.config import TrainConfig
@@ -95,7 +96,7 @@ class Round:
 def evolve(config: EvolveConfig) -> Json:
     """Run all rounds, and the control where it is asked for; returns what is in OUT/evolve.json."""
     torch.set_num_threads(config.threads)
-    open_folder(config)
+    keep_config(config.out / CONFIG, config.as_json())
     collect_held_out(config)
     rounds: tuple[Round, ...] = ()
     results: Json = {
@@ -330,16 +331,3 @@ def fidelity(turn: Round, data: Path) -> dict[str, float]:
     picture = turn.folder / f"{data.name}.png"
     with torch.no_grad():
         return dream(world, TrainingData(config), config.stages[0], picture)
-
-
-def open_folder(config: EvolveConfig) -> None:
-    """Keep what the run is; refuse a folder that holds another one."""
-    asked, path = config.as_json(), config.out / CONFIG
-    held = read_json(path) if path.exists() else asked
-    changed = sorted(name for name in asked if asked[name] != held.get(name))
-    if changed:
-        raise ValueError(
-            f"{config.out} holds a run with another {', '.join(changed)}. Give the same options to "
-            "go on with it, another --out, or delete the folder to start again"
-        )
-    write_json(path, asked)

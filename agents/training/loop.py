@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 
 from kairos_env.agents.data.files import read_json, write_json
+from kairos_env.agents.runs import refuse_another
 from kairos_env.agents.training import processes
 from kairos_env.agents.training.checkpoints import (
     BrokenCheckpointError,
@@ -334,12 +335,7 @@ def open_run(config: TrainConfig) -> dict[str, object]:
     note = as_json(config)
     path = config.folder / CONFIG
     if path.exists() and (config.folder / CHECKPOINT).exists():
-        changed = same_run(note, read_json(path))
-        if changed:
-            raise ValueError(
-                f"{config.folder} holds a run with another {', '.join(changed)}. Give the same "
-                "options to go on with it, another --out, or delete the folder to start again"
-            )
+        refuse_another(config.folder, same_run(note, read_json(path)))
     write_json(path, note)
     return note
 

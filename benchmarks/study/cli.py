@@ -74,7 +74,8 @@ def run(arguments: StudyArguments) -> None:
     """Run what is missing, then write the report."""
     import torch
 
-    from kairos_env.benchmarks.study.shards import Plan, Stage, begin
+    from kairos_env.agents.runs import keep_config
+    from kairos_env.benchmarks.study.shards import PLAN, Plan, Stage
     from kairos_env.worlds import load_world
 
     torch.set_num_threads(arguments.threads)
@@ -82,7 +83,7 @@ def run(arguments: StudyArguments) -> None:
     config = arguments.config
     grades = _grades(world.manifest.environment.id, config.policies, arguments.checkpoints)
     plan = Plan(world, config, grades)
-    begin(plan, arguments.out)
+    keep_config(arguments.out / PLAN, plan.document())
     stage = Stage(plan, arguments.out)
     try:
         sides, measured = _measure(stage, arguments)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from kairos_env.agents.data.files import read_json, write_bytes, write_json
+from kairos_env.agents.data.files import write_bytes
 from kairos_env.benchmarks.fidelity.measure import object_finder
 from kairos_env.benchmarks.fidelity.objects import ObjectFinder
 from kairos_env.benchmarks.study.config import StudyConfig
@@ -171,25 +171,6 @@ class Stage:
     def _tape(self) -> Tape:
         K, D = self.openings.warm.shape[2:]
         return Tape(self.plan.config.seed, self.openings.numbers, self.plan.steps, (K, D))
-
-
-def begin(plan: Plan, folder: Path) -> None:
-    """Claim a folder for a study.
-
-    Raises:
-        ValueError: It holds another one.
-    """
-    path, wanted = folder / PLAN, plan.document()
-    if path.exists():
-        there = read_json(path)
-        differ = [name for name in wanted if there.get(name) != wanted[name]]
-        if differ:
-            raise ValueError(
-                f"{folder} holds another study (its {', '.join(differ)} differ): give the same "
-                "arguments to go on with it, or another --out"
-            )
-    else:
-        write_json(path, wanted)
 
 
 def tasks(plan: Plan, sides: Sequence[str]) -> list[Task]:

@@ -107,7 +107,7 @@ def test_studies_of_different_things_are_not_compared(study, tmp_path, capsys):
 @pytest.mark.render
 def test_a_folder_holds_one_study(study, world, capsys):
     assert main([world, "--out", str(study), *SHORT, "--seed", "1"]) == 1
-    assert "holds another study (its config differ)" in capsys.readouterr().err
+    assert "holds a run with another config" in capsys.readouterr().err
 
 
 def test_what_cannot_be_studied_is_refused(world, tmp_path, capsys):
