@@ -136,11 +136,10 @@ class Clock:
 
     def tick(self, step: int) -> None:
         """An update is done."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self.progress.seconds += now - self.last
-        self.progress.cpu_seconds += time.process_time() - self.cpu
-        self.cpu = time.process_time()
-        self.last = now
+        self.progress.cpu_seconds += cpu - self.cpu
+        self.last, self.cpu = now, cpu
         if step <= WARM + MEASURED:
             self.marks[step] = now
 
