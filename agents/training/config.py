@@ -96,11 +96,16 @@ class StageConfig:
                 f"stage {self.name}: films show no actions, rewards or states; give a loss with "
                 "unknown_actions 1, heads_weight 0 and action_weight 0"
             )
-        if self.watches and (self.rollout or self.unroll):
+        if self.watches and self.dreams:
             raise ValueError(
                 f"stage {self.name}: a dream needs actions, which this stage hides; set rollout "
                 "and unroll to 0"
             )
+
+    @property
+    def dreams(self) -> bool:
+        """Whether its updates wait for dreams, which grow on the way."""
+        return self.rollout > 0 or self.unroll > 0
 
     @property
     def watches(self) -> bool:

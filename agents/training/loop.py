@@ -33,7 +33,7 @@ from kairos_env.agents.training.checkpoints import (
     save_checkpoint,
 )
 from kairos_env.agents.training.clips import TrainingData
-from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.agents.training.config import TrainConfig
 from kairos_env.agents.training.export import export_world
 from kairos_env.agents.training.learner import Learner, make_learner
 from kairos_env.agents.training.log import RunLog
@@ -188,13 +188,8 @@ def plan(config: TrainConfig, learner: Learner, seconds: float) -> int | None:
     if learner.step < WARM + MEASURED:
         return None
     longest = seconds / (learner.step - WARM)
-    mean = longest * (1.0 - learner.stage.growth / 2.0 if dreams(learner.stage) else 1.0)
+    mean = longest * (1.0 - learner.stage.growth / 2.0 if learner.stage.dreams else 1.0)
     return max(learner.step, int(60 * config.minutes_of(learner.stage) / mean))
-
-
-def dreams(stage: StageConfig) -> bool:
-    """Whether updates of a stage wait for dreams, which grow on the way."""
-    return stage.rollout > 0 or stage.unroll > 0
 
 
 def finish_stage(run: Run, learner: Learner) -> None:
