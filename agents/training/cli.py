@@ -1,9 +1,9 @@
 """`kairos train DATA ... --out WORLD`: from a dataset to a world."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 from rich.console import Console
@@ -18,7 +18,10 @@ from kairos_env.agents.training.config import (
     remembering,
 )
 from kairos_env.agents.training.learner import DivergedError
+from kairos_env.terminal import run_command
 from kairos_env.world_model.config import LayerKind
+
+Options = TypeVar("Options")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,17 +107,24 @@ def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    from kairos_env.agents.training.loop import train
+    return train_command("kairos train", Arguments, run_config, argv)
 
-    arguments = tyro.cli(Arguments, args=list(argv), prog="kairos train")
-    console = Console(stderr=True)
-    keep_freed_memory()
-    try:
-        folder = train(run_config(arguments))
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, ImportError, OSError, DivergedError) as error:
-        console.print(f"kairos train: {error}", style="red", highlight=False)
-        return 1
-    console.print(f"wrote {folder}. Open it with gymnasium.make('Kairos-v0', world='{folder}')")
-    return 0
+
+def train_command(
+    program: str,
+    options: type[Options],
+    config_of: Callable[[Options], TrainConfig],
+    argv: Sequence[str],
+) -> int:
+    """What every command does that ends with a world; returns its exit status."""
+
+    def run(arguments: Options) -> None:
+        from kairos_env.agents.training.loop import train
+
+        keep_freed_memory()
+        folder = train(config_of(arguments))
+        told = f"wrote {folder}. Open it with gymnasium.make('Kairos-v0', world='{folder}')"
+        Console(stderr=True).print(told)
+
+    # The run itself says where it stopped.
+    return run_command(program, options, run, argv, also=(DivergedError,), interrupted="")

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from kairos_env.agents.training.cli import train_command
 from kairos_env.agents.training.config import StageConfig, TrainConfig
-from kairos_env.agents.training.learner import DivergedError
 from kairos_env.world_model.objective import LossConfig
 
 # Frames alone count: no actions, rewards or states, and no text; then with text.
@@ -127,16 +126,4 @@ def run_config(arguments: Arguments) -> TrainConfig:
 
 def main(argv: Sequence[str]) -> int:
     """The command."""
-    from kairos_env.agents.training.loop import train
-
-    arguments = tyro.cli(Arguments, args=list(argv), prog="kairos curriculum")
-    console = Console(stderr=True)
-    try:
-        folder = train(run_config(arguments))
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, ImportError, OSError, DivergedError) as error:
-        console.print(f"kairos curriculum: {error}", style="red", highlight=False)
-        return 1
-    console.print(f"wrote {folder}. Open it with gymnasium.make('Kairos-v0', world='{folder}')")
-    return 0
+    return train_command("kairos curriculum", Arguments, run_config, argv)
