@@ -65,6 +65,9 @@ class LossConfig:
     robust: float = 0.05
     """The frame error from which a frame counts less than squared: where the history has drifted,
     the truth cannot be foreseen, and a squared error there teaches to blur."""
+    robust_place: float = 0.2
+    """The same for each place of a frame in dreams that are learned from: an object that the dream
+    has lost is let go, and what stands still beside it goes on being corrected."""
     heads_weight: float = 0.1
     action_weight: float = 0.1
     """Weight of the action stream's own loss (policy, inverse or joint, drawn per batch)."""
@@ -80,8 +83,9 @@ class LossConfig:
                 raise ValueError(
                     f"LossConfig.{name} must not be negative, got {getattr(self, name)}"
                 )
-        if not self.robust > 0:
-            raise ValueError(f"LossConfig.robust must be positive, got {self.robust}")
+        for name in ("robust", "robust_place"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"LossConfig.{name} must be positive, got {getattr(self, name)}")
         for name in ("unknown_actions", "untold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"LossConfig.{name} must be a fraction, got {getattr(self, name)}")
@@ -227,8 +231,10 @@ def unrolled_loss(
     before = state.previous[:, -1:].detach()
     frames, tokens, state = world.unroll(state, actions[:, real - 1 :])
     later, frames = truth[:, real:], frames.float()
-    error = frame_means((frames - later).square(), latent_weights(world, truth)[:, real:])
-    total = mean_over_clips(robust(error, world.config.loss.robust), clips["valid"][:, real:])
+    places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
+    error = robust(places, world.config.loss.robust_place)
+    error = frame_means(error, latent_weights(world, truth)[:, real:])
+    total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
     if world.config.loss.heads_weight:
         seen = torch.cat([before.float(), frames.detach()], dim=1)
