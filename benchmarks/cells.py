@@ -12,32 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from kairos_env.agents.data.files import read_json, write_json
+from kairos_env.benchmarks.progress import progress_bar
 
 Json = dict[str, Any]
 
 
 def cell_folder(suite: str, settings: Json, root: Path | None = None) -> Path:
     """Where the cells of these settings are kept; under ~/.cache/kairos-env by default."""
-    if root is None:
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        root = Path(home).expanduser() / "kairos-env"
     text = json.dumps(settings, sort_keys=True, default=str)
-    return root / suite / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return (root or cache_folder()) / suite / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def progress_bar() -> Progress:
-    """One line for each thing that is being done, on stderr."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
+def cache_folder() -> Path:
+    """What can be measured or recorded again lies here, ~/.cache/kairos-env by default."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "kairos-env"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 import dataclasses
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kairos_env.benchmarks.cells import cache_folder
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
+from kairos_env.benchmarks.progress import Tell, progress_bar, teller
 from kairos_env.terminal import result_console, run_command
 
 if TYPE_CHECKING:
@@ -81,11 +80,11 @@ def run(arguments: Arguments) -> None:
 
     torch.set_num_threads(arguments.threads)
     world = load_world(arguments.world, device=arguments.device)
-    with _bar() as bar:
-        tell = _Teller(bar)
+    with progress_bar() as bar:
+        tell = teller(bar)
         network, facts = _baseline(world, arguments, tell)
         conv = None if network is None else _predictor(network, world)
-        measured = measure(world, arguments.config, conv=conv, on_progress=tell.count)
+        measured = measure(world, arguments.config, conv=conv, on_progress=tell)
     content = report.document(
         measured,
         command=" ".join(["kairos", *sys.argv[1:]]),
@@ -105,29 +104,6 @@ def run(arguments: Arguments) -> None:
         console.print(f"wrote the summary into {world.path}", highlight=False)
 
 
-class _Teller:
-    """Shows one line for each thing that is being done."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, Any] = {}
-
-    def count(self, what: str, done: int, of: int) -> None:
-        """So many of so many episodes."""
-        self.share(what, done / of)
-
-    def share(self, what: str, done: float) -> None:
-        """A part of 1."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=1.0)
-        self._bar.update(self._tasks[what], completed=done)
-
-
-def _bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True))
-
-
 def _predictor(network: "ConvPredictor", world: "World") -> Any:
     from kairos_env.benchmarks.fidelity.conv_predictor import ConvBaseline
 
@@ -136,7 +112,7 @@ def _predictor(network: "ConvPredictor", world: "World") -> Any:
 
 
 def _baseline(
-    world: "World", arguments: Arguments, tell: _Teller
+    world: "World", arguments: Arguments, tell: Tell
 ) -> "tuple[ConvPredictor | None, dict[str, Any]]":
     """The convolutional baseline, trained now or earlier, and what its training took."""
     from kairos_env.agents.training.clips import fingerprint
@@ -158,16 +134,16 @@ def _baseline(
     def train() -> "tuple[ConvPredictor, dict[str, Any]]":
         encoding, training = "encoding frames for the baseline", "training the baseline"
         data = conv.read_dataset(
-            dataset, world.model.tokenizer, lambda done: tell.share(encoding, done)
+            dataset, world.model.tokenizer, lambda done: tell(encoding, done, 1.0)
         )
-        network, facts = conv.train(data, config, lambda done: tell.share(training, done))
+        network, facts = conv.train(data, config, lambda done: tell(training, done, 1.0))
         return network, {"data": dataset.path, "episodes": len(dataset), **facts}
 
     name = f"{fingerprint(world.model.tokenizer)} {dataset.fingerprint()}"
     return conv.cached(_cache(arguments), name, config, train, shape)
 
 
-def _dataset(world: "World", arguments: Arguments, tell: _Teller) -> "Dataset":
+def _dataset(world: "World", arguments: Arguments, tell: Tell) -> "Dataset":
     """What the baseline learns from: what was named, or the beginning of the world's own data."""
     from kairos_env.agents.collect import collect
     from kairos_env.agents.data.readers import open_dataset
@@ -198,7 +174,7 @@ def _dataset(world: "World", arguments: Arguments, tell: _Teller) -> "Dataset":
         frames_per_chunk=e.frames_per_chunk,
         frame_size=e.frame_size,
         horizon=e.horizon,
-        on_episode=lambda done, _: tell.count("episodes for the baseline", done, BASELINE_EPISODES),
+        on_episode=lambda done, _: tell("episodes for the baseline", done, BASELINE_EPISODES),
         **dict(e.kwargs),
     )
     return open_dataset(out)
@@ -212,5 +188,4 @@ def _name(world: "World", specs: Sequence[Any]) -> str:
 def _cache(arguments: Arguments) -> Path:
     if arguments.cache is not None:
         return arguments.cache
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "kairos-env" / "fidelity"
+    return cache_folder() / "fidelity"

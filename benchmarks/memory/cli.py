@@ -8,15 +8,15 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import TaskID
 from rich.table import Table
 
 from kairos_env.agents.data.files import write_bytes
-from kairos_env.benchmarks.cells import Cells, Json, cell_folder, progress_bar
+from kairos_env.benchmarks.cells import Cells, Json, cell_folder
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.report import show
 from kairos_env.benchmarks.machine import write_results
 from kairos_env.benchmarks.memory.suite import SuiteConfig, chosen, run, settings, verdict
+from kairos_env.benchmarks.progress import progress_bar, teller
 from kairos_env.terminal import run_command
 
 
@@ -115,14 +115,7 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
     )
     worlds = [load_world(name) for name in bench.pixels]
     with progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=1.0)
-            bar.update(tasks[what], completed=done / of)
-
-        results = compare_worlds(worlds, config, tell=tell)
+        results = compare_worlds(worlds, config, tell=teller(bar))
     console = Console()
     for name, facts in results["worlds"].items():
         console.print(f"{name}: {' '.join(facts['layers'])}, {reach(facts['reach'])}")

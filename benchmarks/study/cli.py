@@ -1,7 +1,7 @@
 """`kairos study WORLD` and `kairos study compare A B`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kairos_env.benchmarks.progress import teller
 from kairos_env.benchmarks.study.config import StudyConfig
 from kairos_env.terminal import result_console, run_command
 
@@ -125,7 +126,7 @@ def _measure(stage: "Stage", arguments: StudyArguments) -> "tuple[list[str], Dri
         if not arguments.drift:
             return sides, None
         shards = stage.folder / SHARDS
-        tell = _teller(bar)
+        tell = teller(bar, before="drift: ")
         return sides, drift(stage.plan.world, stage.plan.config, shards, on_progress=tell)
 
 
@@ -183,14 +184,3 @@ def screen_table(content: dict[str, Any], plan: "Plan") -> Table:
 def _bar() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-
-
-def _teller(bar: Progress) -> Callable[[str, int, int], None]:
-    lines: dict[str, Any] = {}
-
-    def tell(what: str, done: int, of: int) -> None:
-        if what not in lines:
-            lines[what] = bar.add_task(f"drift: {what}", total=of)
-        bar.update(lines[what], completed=done)
-
-    return tell
