@@ -82,6 +82,11 @@ class SceneObject:
         return float(area * self.radius_px(frame_size) ** 2)
 
 
+AGENT = SceneObject(
+    name="agent", rgb=(26, 77, 230), radius=AGENT_RADIUS, shape="disc", state_slice=slice(0, 2)
+)
+
+
 class Scene(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """What the three scenes share: stepping, drawing, checking the action.
 
@@ -206,13 +211,7 @@ class KairosReachEnv(Scene):
     xml = "reach.xml"
     state_names = ("agent_x", "agent_y", "agent_vx", "agent_vy", "goal_x", "goal_y")
     objects = (
-        SceneObject(
-            name="agent",
-            rgb=(26, 77, 230),
-            radius=AGENT_RADIUS,
-            shape="disc",
-            state_slice=slice(0, 2),
-        ),
+        AGENT,
         SceneObject(
             name="goal",
             rgb=(64, 191, 102),
@@ -256,13 +255,7 @@ class KairosPushEnv(Scene):
         *("agent_vx", "agent_vy", "block_vx", "block_vy", "block_spin", "goal_x", "goal_y"),
     )
     objects = (
-        SceneObject(
-            name="agent",
-            rgb=(26, 77, 230),
-            radius=AGENT_RADIUS,
-            shape="disc",
-            state_slice=slice(0, 2),
-        ),
+        AGENT,
         SceneObject(
             name="block",
             rgb=(224, 51, 38),
@@ -329,13 +322,7 @@ class KairosOccludeEnv(Scene):
         *("agent_vx", "agent_vy", "ball_vx", "ball_vy", "roof_left"),
     )
     objects = (
-        SceneObject(
-            name="agent",
-            rgb=(26, 77, 230),
-            radius=AGENT_RADIUS,
-            shape="disc",
-            state_slice=slice(0, 2),
-        ),
+        AGENT,
         SceneObject(
             name="ball",
             rgb=(250, 153, 26),
