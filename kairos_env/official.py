@@ -26,6 +26,7 @@ from kairos_env.catalogue import MODEL, TOKENIZER, find_world
 from kairos_env.errors import WorldError
 from kairos_env.manifest import EnvironmentSpec, Manifest
 from kairos_env.starts import Starts
+from kairos_env.terminal import run_command
 from kairos_env.version import __version__
 from kairos_env.world_model.checkpoint import (
     canonical,
@@ -368,12 +369,7 @@ def main_export(argv: Sequence[str]) -> int:
 
 
 def _run(kind: Any, work: Any, command: str, argv: Sequence[str]) -> int:
-    options = tyro.cli(kind, args=list(argv), prog=f"kairos {command}")
-    console = Console(stderr=True)
-    try:
-        folder = work(options)
-    except (ValueError, OSError) as error:
-        console.print(f"kairos {command}: {error}", style="red", highlight=False)
-        return 1
-    console.print(f"wrote {folder}")
-    return 0
+    def run(options: Any) -> None:
+        Console(stderr=True).print(f"wrote {work(options)}")
+
+    return run_command(f"kairos {command}", kind, run, argv, also=(), interrupted="Interrupted.")
