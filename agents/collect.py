@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kairos_env.agents.data.episode import Episode
 from kairos_env.agents.data.format import FORMAT, Layout
-from kairos_env.agents.data.staging import stage
+from kairos_env.agents.data.staging import pack_episode, stage_packed
 from kairos_env.agents.data.video import Codec
 from kairos_env.agents.data.writer import EPISODES_PER_FILE, DatasetWriter, only_writer
 from kairos_env.agents.policies import Policy, PolicySpec, choose_policy, make_policy
@@ -111,6 +111,7 @@ def collect(
     out: str | Path,
     policies: Sequence[PolicySpec | str] = ("random",),
     workers: int = 1,
+    cluster: str | None = None,
     seed: int = 0,
     text: str | None = None,
     codec: Codec = "lossless",
@@ -127,6 +128,7 @@ def collect(
         out: The dataset's folder.
         policies: Who acts, as `PolicySpec` or text such as "expert@0.3:0.25".
         workers: Processes that record; 1 records in this process.
+        cluster: A Ray cluster whose machines record instead: "auto", HOST:PORT, or "local".
         seed: Together with an episode's number, decides everything in it.
         text: What the episodes show, in words.
         codec: "lossless" (exact) or "h264" (smaller for photographs, 42 to 46 dB on our scenes).
@@ -159,29 +161,36 @@ def collect(
                 provenance=recorder.provenance | {"episodes_per_file": episodes_per_file},
                 episodes_per_file=episodes_per_file,
             )
-            return _fill(writer, recipe, recorder, episodes, workers, on_episode)
+            return _fill(writer, recorder, episodes, workers, cluster, on_episode)
     finally:
         recorder.close()
 
 
 def _fill(
     writer: DatasetWriter,
-    recipe: Recipe,
     recorder: "Recorder",
     episodes: int,
     workers: int,
+    cluster: str | None,
     on_episode: Callable[[int, int], None] | None,
 ) -> CollectReport:
     started, new_frames = time.perf_counter(), 0
+    lengths: Iterator[int]
     todo = writer.missing(episodes)
     writer.write_ready(episodes)  # what an earlier run left staged
-    if workers == 1:
-        lengths: Iterator[int] = (recorder.stage(writer.root, index) for index in todo)
+    workers = min(workers, max(len(todo), 1))
+    if cluster is not None:
+        from kairos_env.agents.scale.collectors import record_on_cluster
+
+        recorder.close()
+        lengths = record_on_cluster(recorder.recipe, writer.root, todo, workers, cluster)
+    elif workers == 1:
+        lengths = (recorder.stage(writer.root, index) for index in todo)
     else:
         from kairos_env.agents.workers import record_in_processes
 
         recorder.close()
-        lengths = record_in_processes(recipe, writer.root, todo, min(workers, max(len(todo), 1)))
+        lengths = record_in_processes(recorder.recipe, writer.root, todo, workers)
     done = episodes - len(todo)
     for length in lengths:
         new_frames += length
@@ -236,6 +245,12 @@ class Recorder:
 
     def stage(self, root: Path, index: int) -> int:
         """Record an episode and leave it for the writer; returns its number of frames."""
+        length, packed = self.packed(index)
+        stage_packed(root, index, packed)
+        return length
+
+    def packed(self, index: int) -> tuple[int, bytes]:
+        """Record an episode: its number of frames, and what the writer is to find."""
         try:
             episode = self.record(index)
         except Exception as error:
@@ -243,8 +258,7 @@ class Recorder:
                 f"episode {index} failed: {type(error).__name__}: {error}. "
                 "Earlier episodes are intact; the same command continues after the last of them"
             ) from error
-        stage(root, index, episode, self.layout)
-        return len(episode)
+        return len(episode), pack_episode(episode, self.layout)
 
     def close(self) -> None:
         """Free the environment."""

@@ -36,7 +36,10 @@ class CollectOptions:
     """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, or the path of a Stable-Baselines3
     checkpoint; NOISE is the share of the time in which smooth noise acts instead."""
     workers: int = 1
-    """Processes that record."""
+    """Processes that record, or actors on --cluster."""
+    cluster: str | None = None
+    """Record on a Ray cluster (extra ray): auto for the one that this machine has joined,
+    HOST:PORT, or local for this machine alone."""
     seed: int = 0
     """Decides everything, together with the number of an episode."""
     chunk: int | None = None
@@ -103,6 +106,7 @@ def _collect_with_bar(options: CollectOptions) -> CollectReport:
             out=options.out,
             policies=options.policy,
             workers=options.workers,
+            cluster=options.cluster,
             seed=options.seed,
             text=options.text,
             codec=options.codec,

@@ -136,7 +136,7 @@ def _work(recipe: Recipe, root: Path, pipe: Connection) -> None:
     recorder: Recorder | None = None
     try:
         recorder = Recorder(recipe)
-        _one_thread()
+        one_thread()
         while True:
             pipe.send(_Recorded(recorder.stage(root, pipe.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -150,7 +150,7 @@ def _work(recipe: Recipe, root: Path, pipe: Connection) -> None:
             recorder.close()
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """One core a worker: torch (a checkpoint's network) would take them all."""
     import sys
 

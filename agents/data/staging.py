@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kairos_env.agents.data import format as fmt
 from kairos_env.agents.data.episode import Episode
-from kairos_env.agents.data.files import PARTIAL, BrokenDataError, replacing
+from kairos_env.agents.data.files import PARTIAL, BrokenDataError, write_bytes
 from kairos_env.agents.data.stats import Stats, describe, describe_frames
 from kairos_env.agents.data.video import encode
 
@@ -87,8 +87,8 @@ def prepare(episode: Episode, layout: fmt.Layout) -> StagedEpisode:
     )
 
 
-def stage(root: Path, index: int, episode: Episode, layout: fmt.Layout) -> None:
-    """Leave an episode for the writer of the dataset at `root`, whole or not at all."""
+def pack_episode(episode: Episode, layout: fmt.Layout) -> bytes:
+    """An episode as the file that `load_staged` reads."""
     staged = prepare(episode, layout)
     arrays: dict[str, NDArray[Any]] = {
         "video": np.frombuffer(staged.video, np.uint8),
@@ -98,8 +98,17 @@ def stage(root: Path, index: int, episode: Episode, layout: fmt.Layout) -> None:
     arrays |= {_START + name: rows for name, rows in staged.start.items()}
     for feature, stats in staged.stats.items():
         arrays |= {f"{_STATS}{feature}/{name}": value for name, value in stats.items()}
-    with replacing(staged_path(root, index)) as file:
-        file.write(pack_arrays(arrays))
+    return pack_arrays(arrays)
+
+
+def stage(root: Path, index: int, episode: Episode, layout: fmt.Layout) -> None:
+    """Leave an episode for the writer of the dataset at `root`, whole or not at all."""
+    stage_packed(root, index, pack_episode(episode, layout))
+
+
+def stage_packed(root: Path, index: int, packed: bytes) -> None:
+    """The same for an episode that was packed elsewhere."""
+    write_bytes(staged_path(root, index), packed)
 
 
 def load_staged(root: Path, index: int) -> StagedEpisode:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from kairos_env.agents.data.files import replacing, write_bytes
 from kairos_env.agents.imagine.config import ImagineConfig
+from kairos_env.agents.imagine.envs import acting_on_chunks
 from kairos_env.view import RANGE
 
-# Steps of all environments together between two updates of PPO.
+# Steps of a batch of environments together between two updates of PPO.
 PPO_ROLLOUT = 512
 LARGEST_BATCH = 256
 SAC_WARMUP = 512
@@ -56,14 +57,17 @@ class Learner:
     Args:
         config: The run.
         env: Where it practises.
+        batches: Into how many batches the environments fall, each as large as those of one run.
     """
 
-    def __init__(self, config: ImagineConfig, env: VecEnv) -> None:
+    def __init__(self, config: ImagineConfig, env: VecEnv, *, batches: int = 1) -> None:
         self.config = config
-        self.env = env
+        self.env = env = acting_on_chunks(config, env)
         self.rounds = 0
         self.steps = 0
-        self.model: PPO | SAC = (make_ppo if config.algo == "ppo" else make_sac)(config, env)
+        self.model: PPO | SAC = (
+            make_ppo(config, env, batches) if config.algo == "ppo" else make_sac(config, env)
+        )
 
     def practise(self, steps: int) -> None:
         """One round of at least so many steps."""
@@ -108,10 +112,14 @@ class Learner:
             self.model.save(archive)
             write_bytes(path, archive.getvalue())
 
+    def close(self) -> None:
+        """Free the environment."""
+        self.env.close()
 
-def make_ppo(config: ImagineConfig, env: VecEnv) -> PPO:
+
+def make_ppo(config: ImagineConfig, env: VecEnv, batches: int = 1) -> PPO:
     """On-policy: the choice for pixels, and where steps are cheap."""
-    n_steps = max(min(PPO_ROLLOUT, config.round_steps) // env.num_envs, 2)
+    n_steps = max(min(PPO_ROLLOUT, config.round_steps) // (env.num_envs // batches), 2)
     rollout = n_steps * env.num_envs
     batch = max(size for size in range(2, LARGEST_BATCH + 1) if rollout % size == 0)
     return PPO(**_common(config, env), n_steps=n_steps, batch_size=batch, n_epochs=10)

@@ -29,6 +29,8 @@ class ImagineConfig:
     """Dreamed steps (chunks) instead: the same policy on every machine of the same kind."""
     envs: int = 64
     """Dreams in one batch."""
+    dreamers: int | None = None
+    """So many Ray actors (extra ray) dream a batch each; PPO learns from all of them."""
     horizon: int = 16
     """Dreamed steps after which an episode is cut off and its future estimated (bootstrapped)."""
     hold: bool = True
@@ -58,6 +60,11 @@ class ImagineConfig:
         for name in ("envs", "horizon", "starts", "round_steps", "exam_episodes", "test_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.dreamers is not None and (self.dreamers < 1 or self.algo != "ppo"):
+            raise ValueError(
+                f"--dreamers must be at least 1 and needs --algo ppo, got {self.dreamers} and "
+                f"{self.algo}: SAC learns after every step, there is nothing to gather"
+            )
         for name in ("minutes", "steps"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -102,11 +109,19 @@ class StudyConfig:
     cloning, a memoryless ensemble; and in reality until it converges, the 1 of the scale."""
     longest: int = 400_000
     """Steps after which the converging baseline is stopped in any case."""
+    cluster: str = "local"
+    """The Ray cluster that dreamers live on: auto for the one that this machine has joined,
+    HOST:PORT, or local for this machine alone."""
+    dreamer_gpus: float = 1.0
+    """GPUs of each dreamer where --device is cuda; 0.5 lets two share one."""
     threads: int = 1
-    """CPU threads. On a shared machine one is far faster than several that wait for each other."""
+    """CPU threads, of each dreamer too. On a shared machine one is far faster than several that
+    wait for each other."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
+        if not (math.isfinite(self.dreamer_gpus) and self.dreamer_gpus >= 0):
+            raise ValueError(f"--dreamer-gpus must not be negative, got {self.dreamer_gpus}")
         for name in ("seeds", "baseline_seeds", "longest", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")

@@ -19,12 +19,13 @@ except ImportError as error:
     ) from error
 
 from kairos_env.agents.data.dataset import Dataset
+from kairos_env.agents.data.readers import open_dataset
 from kairos_env.agents.imagine.config import ImagineConfig, Seen
 from kairos_env.real import RealEnv
 from kairos_env.sb3 import DreamVecEnv
 from kairos_env.starts import Starts
 from kairos_env.view import Observer, numpy_of, one_dream, view_of_history
-from kairos_env.worlds import World
+from kairos_env.worlds import World, load_world
 
 Observation = NDArray[Any]
 # Renderers cost memory; more twins than this practise no faster in one process.
@@ -110,6 +111,14 @@ def low_level(space: gymnasium.Space[Any]) -> spaces.Box | spaces.Discrete:
         return spaces.Discrete(int(space.nvec[0]), start=int(space.start[0]))
     assert isinstance(space, spaces.Box)
     return spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
+
+
+def open_world(config: ImagineConfig) -> World:
+    """The world of a run, with the starts that it asks for."""
+    world = load_world(config.world, device=config.device)
+    if not config.data:
+        return world
+    return with_starts(world, open_dataset(config.data), config.starts, seed=0)
 
 
 def dream_env(config: ImagineConfig, world: World, *, horizon: int | None = None) -> DreamVecEnv:

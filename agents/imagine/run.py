@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from kairos_env.agents.data.files import BrokenDataError, read_json, write_bytes, write_json
 from kairos_env.agents.imagine.algorithms import Learner
 from kairos_env.agents.imagine.config import ImagineConfig
-from kairos_env.agents.imagine.envs import acting_on_chunks
 from kairos_env.agents.imagine.exam import Actor, Examiner, RealResult, actor
 from kairos_env.agents.imagine.guard import Guard, Reading, Verdict
 
@@ -79,10 +77,10 @@ Judge = Callable[[list[Entry]], Verdict]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Practice:
-    """What a run practises in, and until when."""
+    """Who practises, and until when."""
 
     config: ImagineConfig
-    env: Callable[[], VecEnv]
+    learner: Callable[[], Learner]
     """Made when there is something left to practise."""
     judge: Judge
     dreams: bool = True
@@ -109,9 +107,8 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
         done = result["stopped"] or practice.spent(entries) >= 1
         if done and result["steps"] == entries[-1].reading.steps:
             return result
-    env = acting_on_chunks(config, practice.env())
+    learner = practice.learner()
     try:
-        learner = Learner(config, env)
         if (folder / LEARNER).exists():
             learner.load(folder / LEARNER)
         act = actor(learner.predict, examiner.chunk, hold=config.hold)
@@ -130,7 +127,7 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
             tell(entries[-1], practice.spent(entries))
         return finish(practice, examiner, folder, learner, entries, verdict)
     finally:
-        env.close()
+        learner.close()
 
 
 def examine(

@@ -19,15 +19,15 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from kairos_env.agents.data.dataset import Dataset
 from kairos_env.agents.data.files import read_json, write_bytes, write_json
 from kairos_env.agents.data.readers import open_dataset
+from kairos_env.agents.imagine.algorithms import Learner
 from kairos_env.agents.imagine.cloning import clone
 from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
 from kairos_env.agents.imagine.ensemble import EnsembleConfig, EnsembleVecEnv, fit_ensemble
-from kairos_env.agents.imagine.envs import dream_env, real_env, with_starts
+from kairos_env.agents.imagine.envs import dream_env, open_world, real_env
 from kairos_env.agents.imagine.exam import Examiner
 from kairos_env.agents.imagine.guard import Guard
 from kairos_env.agents.imagine.run import (
@@ -44,7 +44,6 @@ from kairos_env.agents.imagine.run import (
 )
 from kairos_env.agents.imagine.statistics import iqm_interval
 from kairos_env.agents.imagine.transitions import read_transitions
-from kairos_env.worlds import load_world
 
 RESULTS = "results.json"
 BASELINES = ("real", "converged", "cloning", "ensemble")
@@ -65,12 +64,14 @@ class Study:
 
     def __init__(self, config: StudyConfig, report: Report) -> None:
         run = config.run
+        if run.dreamers is not None:
+            from kairos_env.agents.scale.cluster import import_ray
+
+            import_ray()  # before minutes are spent
         self.config = config
         self.report = report
-        self.world = load_world(run.world, device=run.device)
+        self.world = open_world(run)
         self.dataset: Dataset | None = open_dataset(run.data) if run.data else None
-        if self.dataset is not None:
-            self.world = with_starts(self.world, self.dataset, run.starts, seed=0)
         self.examiner = Examiner(run, self.world)
         random = self.examiner.random()
         self.floor = self.examiner.in_reality(random, self.examiner.seeds).returns
@@ -82,7 +83,7 @@ class Study:
         judge = guarded(lambda: Guard(floor)) if run.guard else unguarded
         practice = Practice(
             config=run,
-            env=lambda: dream_env(run, self.world),
+            learner=lambda: self._dreaming(run),
             judge=judge,
             steps=run.steps,
             seconds=run.seconds,
@@ -107,9 +108,9 @@ class Study:
         if self.config.run.observation != "state":
             examiner = Examiner(run, self.world)
 
-        def env() -> VecEnv:
+        def learner() -> Learner:
             data = read_transitions(self._data(), frames_per_chunk=self._frames_per_chunk)
-            return EnsembleVecEnv(
+            imagined = EnsembleVecEnv(
                 fit_ensemble(data, EnsembleConfig(), seed=seed),
                 data.state,
                 run.envs,
@@ -117,9 +118,10 @@ class Study:
                 action_space=self.world.manifest.environment.chunk_space,
                 horizon=run.horizon,
             )
+            return Learner(run, imagined)
 
         steps = read_json(folder_of(self.config, "dream", seed) / RESULT)["steps"]
-        practice = Practice(config=run, env=env, judge=unguarded, dreams=False, steps=steps)
+        practice = Practice(config=run, learner=learner, judge=unguarded, dreams=False, steps=steps)
         return self._learn("ensemble", seed, practice, examiner)
 
     def cloning(self, seed: int, run: ImagineConfig) -> Json:
@@ -171,10 +173,24 @@ class Study:
             )
         return self.dataset
 
+    def _dreaming(self, run: ImagineConfig) -> Learner:
+        """Who practises in the dream: here, or by dreamers on a cluster."""
+        if run.dreamers is None:
+            return Learner(run, dream_env(run, self.world))
+        from kairos_env.agents.scale.learner import GatheringLearner
+
+        return GatheringLearner(
+            run,
+            self.world,
+            address=self.config.cluster,
+            threads=self.config.threads,
+            gpus=self.config.dreamer_gpus if run.device.startswith("cuda") else 0.0,
+        )
+
     def _in_reality(self, run: ImagineConfig, steps: int) -> Practice:
         return Practice(
             config=run,
-            env=lambda: real_env(run, self.world),
+            learner=lambda: Learner(run, real_env(run, self.world)),
             judge=unguarded,
             dreams=False,
             steps=steps,

@@ -15,7 +15,9 @@ class Ball(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
-    def __init__(self, *, render_mode=None, discrete=False, delay=0.0, die_at="", fail_at=""):
+    def __init__(
+        self, *, render_mode=None, discrete=False, delay=0.0, die_at="", die_once="", fail_at=""
+    ):
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(-10, 10, (3,), np.float32)
         self.action_space = (
@@ -24,8 +26,9 @@ class Ball(gymnasium.Env):
             else gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32)
         )
         self.delay = delay
-        # Files whose presence makes the process die, or an episode fail.
+        # Files whose presence makes the process die, once or always, or an episode fail.
         self.die_at = die_at
+        self.die_once = die_once
         self.fail_at = fail_at
         self.state = np.zeros(3)
 
@@ -37,6 +40,9 @@ class Ball(gymnasium.Env):
     def step(self, action):
         time.sleep(self.delay)
         if self.die_at and Path(self.die_at).exists() and self.state[2] == 3:
+            os._exit(9)
+        if self.die_once and Path(self.die_once).exists() and self.state[2] == 3:
+            Path(self.die_once).unlink()
             os._exit(9)
         if self.fail_at and Path(self.fail_at).exists() and self.state[2] == 3:
             raise FloatingPointError("the simulation became unstable")
