@@ -33,7 +33,7 @@ class CollectOptions:
     episodes: int = 100
     """How many the dataset shall hold."""
     policy: tuple[str, ...] = ("random",)
-    """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, or the path of a Stable-Baselines3
+    """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, visitor, or the path of an SB3
     checkpoint; NOISE is the share of the time in which smooth noise acts instead."""
     workers: int = 1
     """Processes that record, or actors on --cluster."""

@@ -11,13 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from gymnasium import Env, spaces
 from numpy.typing import NDArray
 
 from kairos_env.spaces import action_size, decode_actions
+
+if TYPE_CHECKING:
+    from kairos_env.real import RealEnv
+    from kairos_env.real.experts import Expert
 
 Frame = NDArray[np.uint8]
 Chunk = NDArray[Any]
@@ -63,7 +67,7 @@ class PolicySpec:
     """One policy of a mixture, as `kairos collect --policy` spells it."""
 
     name: str
-    """random, smooth, expert, or the path of a Stable-Baselines3 checkpoint."""
+    """random, smooth, expert, visitor, or the path of a Stable-Baselines3 checkpoint."""
     weight: float = 1.0
     """Its share of the episodes, relative to the other policies."""
     noise: float = 0.0
@@ -126,11 +130,13 @@ def _make_plain(name: str, env: Env[Frame, Chunk]) -> Policy:
         return SmoothPolicy()
     if name == "expert":
         return ExpertPolicy(env)
+    if name == "visitor":
+        return VisitorPolicy(env)
     if Path(name).is_file():
         return CheckpointPolicy(Path(name), env)
     raise ValueError(
-        f"no policy {name!r}: expected random, smooth, expert or the path of a Stable-Baselines3 "
-        "checkpoint (a .zip file)"
+        f"no policy {name!r}: expected random, smooth, expert, visitor or the path of a "
+        "Stable-Baselines3 checkpoint (a .zip file)"
     )
 
 
@@ -199,8 +205,36 @@ class ExpertPolicy:
     def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """K actions, each an answer to the state that the ones before led to."""
         del env, frame
-        after, reward, terminated, truncated, info = self._env.follow(self._expert, self._generator)
-        return Step(info["actions"], after, reward, terminated, truncated, info)
+        return _followed(self._env, self._expert, self._generator)
+
+
+def _followed(env: "RealEnv", expert: "Expert", generator: np.random.Generator) -> Step:
+    """One env step of an expert, who tells its actions afterwards."""
+    after, reward, terminated, truncated, info = env.follow(expert, generator)
+    return Step(info["actions"], after, reward, terminated, truncated, info)
+
+
+class VisitorPolicy:
+    """Goes from object to object, looking at the simulator after every low-level action."""
+
+    def __init__(self, env: Env[Frame, Chunk]) -> None:
+        from kairos_env.real import RealEnv
+        from kairos_env.real.experts import visitor_for
+
+        visitor_for(env)  # refuses what has no objects
+        assert isinstance(env, RealEnv)
+        self._env = env
+
+    def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
+        """Forget what was visited."""
+        from kairos_env.real.experts import visitor_for
+
+        self._visitor, self._generator = visitor_for(env), generator
+
+    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
+        """K actions on the way."""
+        del env, frame
+        return _followed(self._env, self._visitor, self._generator)
 
 
 class DetourPolicy:

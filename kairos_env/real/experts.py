@@ -22,6 +22,9 @@ Expert = Callable[["gymnasium.Env[Any, Any]", np.random.Generator], NDArray[np.f
 # An agent coasts for about 0.1 s after a push; looking that far ahead keeps it from overshooting.
 COAST_SECONDS = 0.08
 GAIN = 12.0
+# A visitor spends this share of its time with objects, and so many actions with each.
+VISITS = 0.8
+VISIT_ACTIONS = (8, 48)
 
 
 def reach_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
@@ -56,6 +59,56 @@ def occlude_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> 
     seconds = max(0.0, (agent[0] - ball[0]) / ball_velocity[0])
     crossing = _reflect(float(ball[1] + ball_velocity[1] * seconds), WALL - BALL_RADIUS)
     return _drive(agent, velocity, target=np.array([0.8, crossing]))
+
+
+class Visitor:
+    """Goes to see one thing after another, over it, beside it or into it, and no task at all.
+
+    Overlaps and contacts are rare in what other policies do, and a dream fails where its data are
+    rare. For the scenes that know where their objects are; a new one for every episode.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def __call__(
+        self, env: "gymnasium.Env[Any, Any]", rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """On towards the present target, or the first step to the next."""
+        scene: Any = getattr(env, "low_level", env).unwrapped
+        if self._left == 0:
+            self._visit(scene, rng)
+        self._left -= 1
+        state = np.asarray(scene.state(), np.float64)
+        target = self._offset + (0.0 if self._thing is None else state[self._thing])
+        at = scene.state_names.index("agent_vx")
+        return np.float32(self._pace) * _drive(state[0:2], state[at : at + 2], target=target)
+
+    def _visit(self, scene: Any, rng: np.random.Generator) -> None:
+        things = [thing for thing in scene.objects if thing.name != "agent"]
+        self._left = int(rng.integers(*VISIT_ACTIONS))
+        self._pace = float(rng.uniform(0.4, 1.0))
+        self._thing: slice | None = None
+        self._offset = rng.uniform(-0.85, 0.85, 2)
+        if rng.random() < VISITS:
+            thing = things[int(rng.integers(len(things)))]
+            self._thing = thing.state_slice
+            self._offset = rng.uniform(-1.2, 1.2, 2) * thing.radius
+
+
+def visitor_for(env: "gymnasium.Env[Any, Any]") -> Visitor:
+    """A visitor of an environment's objects.
+
+    Raises:
+        ValueError: The environment does not say where its objects are.
+    """
+    scene: Any = getattr(env, "low_level", env).unwrapped
+    if not getattr(scene, "objects", ()):
+        raise ValueError(
+            f"policy visitor goes from object to object, and {env} does not say where any are; "
+            "it is for KairosReach-v0, KairosPush-v0 and KairosOcclude-v0. Use smooth or expert"
+        )
+    return Visitor()
 
 
 def _scene_state(env: "gymnasium.Env[Any, Any]") -> Vector:

@@ -422,6 +422,35 @@ def test_experts_solve_our_scene_through_chunks():
     assert all(np.ptp(episode.actions, axis=1).max() > 0.05 for episode in episodes)
 
 
+def shares_near(policy: str, things: tuple[str, str], pixels: float, episodes: int = 6) -> float:
+    """Share of the frames in which two things of the push scene are that near to each other."""
+    env = make_real("KairosPush-v0", horizon=60)
+    names = [thing.name for thing in env.low_level.unwrapped.objects]
+    one, other = (env.low_level.unwrapped.objects[names.index(name)] for name in things)
+    actor, near = make_policy(PolicySpec.parse(policy), env), []
+    for episode in range(episodes):
+        frame, _ = env.reset(seed=episode)
+        actor.begin(env, np.random.default_rng(episode))
+        for _ in range(60):
+            step = actor.step(env, frame)
+            state = env.low_level.unwrapped.state()
+            near.append(np.linalg.norm(one.pixel(state) - other.pixel(state)) < pixels)
+            if step.terminated or step.truncated:
+                break
+    env.close()
+    return float(np.mean(near))
+
+
+def test_a_visitor_shows_overlaps_and_contacts_that_a_wanderer_hardly_shows():
+    for things, pixels in ((("agent", "goal"), 8.0), (("agent", "block"), 9.5)):
+        assert shares_near("visitor", things, pixels) > 2 * shares_near("smooth", things, pixels)
+
+
+def test_a_visitor_needs_objects_to_visit(env):
+    with pytest.raises(ValueError, match="policy visitor goes from object to object"):
+        make_policy(PolicySpec(name="visitor"), env)
+
+
 def test_an_episode_that_never_ends_asks_for_a_horizon(tmp_path, monkeypatch):
     monkeypatch.setattr("kairos_env.agents.collect.ENDLESS", 50)
     with pytest.raises(CollectError, match=r"episode 0 failed: .*give a horizon"):
