@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kairos_env.agents.data.dataset import DatasetSpec
+from kairos_env.agents.data.readers import open_dataset
 from kairos_env.agents.training.calibration import calibrate
 from kairos_env.agents.training.checkpoints import Progress
 from kairos_env.agents.training.clips import TrainingData
@@ -164,6 +166,19 @@ def start_of(config: TrainConfig) -> dict[str, Any] | None:
     return {"name": manifest.name, "provenance": manifest.provenance}
 
 
+def recipe(spec: DatasetSpec) -> dict[str, Any]:
+    """What `kairos collect` must be told to record the same data."""
+    return {key: spec.provenance.get(key) for key in ("policies", "seed", "environment")}
+
+
+def joined(config: TrainConfig) -> dict[str, Any]:
+    """The same for each dataset of a run that has several."""
+    if len(config.data) == 1:
+        return {}
+    parts = map(open_dataset, config.data)
+    return {"joined": [{"episodes": len(part), **recipe(part.spec)} for part in parts]}
+
+
 def provenance(config: TrainConfig, data: TrainingData, progress: Progress) -> dict[str, Any]:
     """How the world was made."""
     frames = int(data.cache.offsets[-1])
@@ -178,10 +193,9 @@ def provenance(config: TrainConfig, data: TrainingData, progress: Progress) -> d
             "episodes": len(data.cache.identities),
             "frames": frames,
             "environment_steps": frames * data.spec.actions_per_frame,
-            "recipe": {
-                key: data.spec.provenance.get(key) for key in ("policies", "seed", "environment")
-            },
-        },
+            "recipe": recipe(data.spec),
+        }
+        | joined(config),
         "versions": {
             "kairos-env": __version__,
             "torch": torch.__version__,

@@ -237,6 +237,17 @@ def test_a_world_does_not_go_on_with_data_of_another_kind(
         loop.train(config)
 
 
+def test_a_world_tells_the_recipe_of_each_of_its_datasets(data: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    collect("TinyBall-v0", episodes=6, out=more, chunk=2, frame_size=16, horizon=12, seed=7)
+    config = config_for(data, tmp_path / "w", data=(data, more), stages=STAGES[:2])
+    told = load_world(loop.train(config)).manifest.provenance["data"]
+    assert told["episodes"] == 20
+    assert [(part["episodes"], part["seed"]) for part in told["joined"]] == [(14, 0), (6, 7)]
+    alone = load_world(loop.train(config_for(data, tmp_path / "v", stages=STAGES[:2])))
+    assert "joined" not in alone.manifest.provenance["data"]
+
+
 def test_a_world_is_reshaped_with_all_weights_that_fit(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
