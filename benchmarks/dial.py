@@ -27,7 +27,7 @@ from kairos_env.benchmarks.tables import cell
 from kairos_env.benchmarks.timing import Clock
 from kairos_env.catalogue import bundled_worlds
 from kairos_env.dreams import Precision, rounded
-from kairos_env.errors import OptionError, WorldError
+from kairos_env.terminal import run_command
 from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.world_model import Prediction, WorldModel
 from kairos_env.worlds import World, load_world
@@ -191,16 +191,16 @@ def report(world: World, table: Sequence[Json]) -> Table:
 
 def main(argv: Sequence[str]) -> int:
     """`kairos bench dial`."""
-    console, errors = Console(), Console(stderr=True, highlight=False)
-    try:
-        bench = tyro.cli(DialBench, args=list(argv), prog="kairos bench dial")
-        torch.set_num_threads(bench.threads)
-        for name in bench.worlds or bundled_worlds():
-            _one(load_world(name), bench, console)
-    except (WorldError, OptionError, ValueError, ImportError) as error:
-        errors.print(f"[red]kairos bench dial:[/] {error}")
-        return 2
-    return 0
+    return run_command(
+        "kairos bench dial", DialBench, run, argv, also=(), failed=2, interrupted="Interrupted."
+    )
+
+
+def run(bench: DialBench) -> None:
+    """Measure, print and write, world by world."""
+    torch.set_num_threads(bench.threads)
+    for name in bench.worlds or bundled_worlds():
+        _one(load_world(name), bench, Console())
 
 
 def _one(world: World, bench: DialBench, console: Console) -> None:

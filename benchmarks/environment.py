@@ -30,8 +30,8 @@ from kairos_env.benchmarks.efficiency.flops import step_operations
 from kairos_env.benchmarks.endurance import Endurance
 from kairos_env.benchmarks.machine import results_folder, write_results
 from kairos_env.benchmarks.timing import Clock, Work, matmul_peak
-from kairos_env.errors import OptionError, WorldError
 from kairos_env.snapshot import DreamSnapshot
+from kairos_env.terminal import run_command
 from kairos_env.vector_env import DreamVectorEnv
 from kairos_env.worlds import World, load_world
 
@@ -273,20 +273,27 @@ def report(results: Json) -> list[Table]:
 
 def main(argv: Sequence[str]) -> int:
     """`kairos bench env`."""
-    console, errors = Console(), Console(stderr=True, highlight=False)
-    try:
-        bench = tyro.cli(EnvironmentBench, args=list(argv), prog="kairos bench env")
-        torch.set_num_threads(bench.threads)
-        world = load_world(bench.world)
-        results = measure(world, bench, console)
-    except (WorldError, OptionError, ValueError) as error:
-        errors.print(f"[red]kairos bench env:[/] {error}")
-        return 2
+    return run_command(
+        "kairos bench env",
+        EnvironmentBench,
+        run,
+        argv,
+        also=(),
+        failed=2,
+        interrupted="Interrupted.",
+    )
+
+
+def run(bench: EnvironmentBench) -> None:
+    """Measure, print, write."""
+    console = Console()
+    torch.set_num_threads(bench.threads)
+    world = load_world(bench.world)
+    results = measure(world, bench, console)
     for table in report(results):
         console.print(table)
     path = write_results(f"environment-{world.name}", results, folder=bench.out or results_folder())
     console.print(f"wrote {path}", highlight=False)
-    return 0
 
 
 def measure(world: World, bench: EnvironmentBench, console: Console) -> Json:

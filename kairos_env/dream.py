@@ -20,13 +20,14 @@ from rich.progress import track
 from rich.table import Table
 
 from kairos_env.env import DreamEnv
-from kairos_env.errors import OptionError, WorldError
+from kairos_env.errors import OptionError
 from kairos_env.pictures import side_by_side, strip, write_picture, write_video
 from kairos_env.real.errors import UnknownEnvironmentError
 from kairos_env.real.real_env import RealEnv
 from kairos_env.real.render import RenderError
 from kairos_env.real.snapshots import SnapshotError
 from kairos_env.spaces import action_size, decode_actions
+from kairos_env.terminal import run_command
 from kairos_env.worlds import World, load_world
 
 PolicyName = Literal["smooth", "random", "still", "expert"]
@@ -185,14 +186,15 @@ def roll_out(
 
 def main(argv: Sequence[str]) -> int:
     """Run `kairos dream`; returns the exit status."""
-    console = Console()
-    errors = Console(stderr=True)
-    try:
-        options = tyro.cli(DreamOptions, prog="kairos dream", args=list(argv))
-        return run(options, console)
-    except (WorldError, OptionError, ImportError) as error:
-        errors.print(f"[red]kairos dream:[/] {error}", highlight=False)
-        return 2
+    return run_command(
+        "kairos dream",
+        DreamOptions,
+        lambda options: run(options, Console()),
+        argv,
+        also=(),
+        failed=2,
+        interrupted="Interrupted.",
+    )
 
 
 def run(options: DreamOptions, console: Console) -> int:

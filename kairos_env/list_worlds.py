@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kairos_env.card import flat
 from kairos_env.catalogue import BUNDLED, UNTRAINED, bundled_worlds, default_world, find_world
-from kairos_env.errors import WorldError
+from kairos_env.terminal import run_command
 from kairos_env.worlds import read_manifest
 
 
@@ -24,17 +24,15 @@ class WorldsOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Run `kairos worlds`; returns the exit status."""
-    options = tyro.cli(WorldsOptions, prog="kairos worlds", args=list(argv))
-    console = Console()
-    try:
-        if options.world is None:
-            console.print(overview())
-        else:
-            console.print(details(find_world(options.world)))
-    except (WorldError, ImportError) as error:
-        Console(stderr=True).print(f"[red]kairos worlds:[/] {error}", highlight=False)
-        return 2
-    return 0
+    return run_command(
+        "kairos worlds", WorldsOptions, run, argv, also=(), failed=2, interrupted="Interrupted."
+    )
+
+
+def run(options: WorldsOptions) -> None:
+    """Print one world or all."""
+    world = options.world
+    Console().print(overview() if world is None else details(find_world(world)))
 
 
 def overview() -> Table:

@@ -19,11 +19,12 @@ from rich.console import Console
 
 from kairos_env.dream import begin_together, open_twin
 from kairos_env.env import DreamEnv
-from kairos_env.errors import ActionError, OptionError, WorldError
+from kairos_env.errors import ActionError, OptionError
 from kairos_env.real.real_env import RealEnv
 from kairos_env.real.snapshots import Snapshot, SnapshotError
 from kairos_env.snapshot import DreamSnapshot
 from kairos_env.spaces import action_size, decode_actions
+from kairos_env.terminal import run_command
 from kairos_env.vector_env import DreamVectorEnv
 from kairos_env.worlds import World, load_world
 
@@ -214,19 +215,21 @@ class PlayOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Run `kairos play` until it is interrupted; returns the exit status."""
+    return run_command(
+        "kairos play", PlayOptions, run, argv, also=(), failed=2, interrupted="Interrupted."
+    )
+
+
+def run(options: PlayOptions) -> None:
+    """Serve the page until ctrl-C."""
     from kairos_env.play_server import PlayServer
 
-    options = tyro.cli(PlayOptions, prog="kairos play", args=list(argv))
-    console, errors = Console(), Console(stderr=True)
     torch.set_num_threads(max(1, options.threads))
-    try:
-        world = load_world(options.world, device=options.device)
-        server = PlayServer(
-            lambda: Session(world, truth=options.truth, seed=options.seed), port=options.port
-        )
-    except (WorldError, OptionError, ImportError, OSError) as error:
-        errors.print(f"[red]kairos play:[/] {error}", highlight=False)
-        return 2
+    world = load_world(options.world, device=options.device)
+    server = PlayServer(
+        lambda: Session(world, truth=options.truth, seed=options.seed), port=options.port
+    )
+    console = Console()
     console.print(f"{world.title}\nplay at {server.url} (ctrl-C ends)", highlight=False)
     if options.browser:
         webbrowser.open(server.url)
@@ -236,4 +239,3 @@ def main(argv: Sequence[str]) -> int:
         console.print("goodbye")
     finally:
         server.close()
-    return 0

@@ -21,6 +21,7 @@ def run_command(
     argv: Sequence[str],
     *,
     also: tuple[type[Exception], ...] = (RuntimeError,),
+    failed: int = 1,
     interrupted: str = "Interrupted. What is done is kept; the same command goes on.",
 ) -> int:
     """Read a command's options and run it; returns its exit status, 0 where `run` gives none.
@@ -32,6 +33,7 @@ def run_command(
         argv: The arguments after the program's name.
         also: Errors to tell in a line, beside bad values, missing extras and files. Any other is a
             fault of ours and keeps its traceback.
+        failed: Exit status after an error that is told.
         interrupted: Said after ctrl-C; empty where the command says it itself.
     """
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -46,7 +48,7 @@ def run_command(
         for note in getattr(error, "__notes__", ()):  # such as where in a worker it happened
             errors.print(note, markup=False, style="dim")
         errors.print(f"{program}: {error}", markup=False, style="red")
-        return 1
+        return failed
 
 
 def result_console() -> Console:

@@ -58,6 +58,8 @@ def test_worlds_are_listed_with_what_was_measured(capsys, monkeypatch, tmp_path)
     assert "made: trained" in capsys.readouterr().out
     assert cli.main(["worlds", "puhs"]) == 2
     assert "Did you mean 'push'" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["worlds", "[/red]"]) == 2
+    assert "[/red]" in capsys.readouterr().err  # a name is no markup
 
 
 @pytest.mark.parametrize("command", ["dream", "doctor", "worlds"])
