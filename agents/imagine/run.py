@@ -24,6 +24,7 @@ from kairos_env.agents.imagine.algorithms import Learner
 from kairos_env.agents.imagine.config import ImagineConfig
 from kairos_env.agents.imagine.exam import Actor, Examiner, RealResult, actor
 from kairos_env.agents.imagine.guard import Guard, Reading, Verdict
+from kairos_env.agents.runs import keep_config
 
 CONFIG, LOG, RESULT = "run.json", "log.jsonl", "result.json"
 LEARNER, BEST, POLICY = "learner.pt", "best.pt", "policy.zip"
@@ -225,22 +226,12 @@ def converged(rounds: int, floor: float) -> Judge:
 
 
 def open_folder(practice: Practice, folder: Path) -> None:
-    """Keep what the run is; refuse a folder that holds another one.
+    """Claim a folder for a run.
 
     The budget is not part of it: a finished run that is given more of it goes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     asked = {k: v for k, v in practice.config.as_json().items() if k not in ("steps", "minutes")}
-    path = folder / CONFIG
-    if path.exists():
-        held = read_json(path)
-        changed = sorted(name for name in asked if asked[name] != held.get(name))
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another {', '.join(changed)}. Give the same options to "
-                "go on with it, another --out, or delete the folder to start again"
-            )
-    write_json(path, asked)
+    keep_config(folder / CONFIG, asked)
 
 
 def read_log(folder: Path) -> list[Entry]:
