@@ -240,7 +240,8 @@ def test_a_world_does_not_go_on_with_data_of_another_kind(
 def test_a_world_tells_the_recipe_of_each_of_its_datasets(data: Path, tmp_path: Path) -> None:
     more = tmp_path / "more"
     collect("TinyBall-v0", episodes=6, out=more, chunk=2, frame_size=16, horizon=12, seed=7)
-    config = config_for(data, tmp_path / "w", data=(data, more), stages=STAGES[:2])
+    config = config_for(data, tmp_path / "w", stages=STAGES[:2])
+    config = dataclasses.replace(config, data=(data, more))
     told = load_world(loop.train(config)).manifest.provenance["data"]
     assert told["episodes"] == 20
     assert [(part["episodes"], part["seed"]) for part in told["joined"]] == [(14, 0), (6, 7)]
