@@ -35,7 +35,6 @@ from kairos_env.world_model.mixture import (
     LayerTrace,
     Mode,
 )
-from kairos_env.world_model.state import DreamState
 
 if TYPE_CHECKING:
     from kairos_env.world_model.world_model import WorldConfig, WorldModel
@@ -205,31 +204,20 @@ def dynamics_loss(
 
 
 def unrolled_loss(
-    world: "WorldModel",
-    clips: Mapping[str, Tensor],
-    *,
-    real: int,
-    seeds: Tensor,
-    state: DreamState | None = None,
-) -> tuple[Tensor, Metrics, DreamState]:
+    world: "WorldModel", clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
+) -> tuple[Tensor, Metrics]:
     """Error of dreamed frames against the truth, with gradients through all dreamed steps.
 
     Args:
         world: the model.
         clips: as `dynamics_loss` takes them, with latents.
-        real: frames before those that are dreamed; true ones, unless a state is given.
+        real: true frames before the dream.
         seeds: (B,) int64, of the dreams.
-        state: the dreams up to there, where they have begun before.
-
-    Returns:
-        The loss, what it is made of, and the dreams after the last frame, without gradients.
     """
-    truth, actions = clips["latents"].float(), clips["actions"]
-    if state is None:
-        first = actions[:, : real - 1]
-        state = world.begin(truth[:, :real], first, seeds=seeds, words=clips.get("words"))
-    before = state.previous[:, -1:].detach()
-    frames, tokens, state = world.unroll(state, actions[:, real - 1 :])
+    truth = clips["latents"].float()
+    frames, tokens = world.unroll(
+        truth, clips["actions"], real=real, seeds=seeds, words=clips.get("words")
+    )
     later, frames = truth[:, real:], frames.float()
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
     error = robust(places, world.config.loss.robust_place)
@@ -237,9 +225,9 @@ def unrolled_loss(
     total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
     if world.config.loss.heads_weight:
-        seen = torch.cat([before.float(), frames.detach()], dim=1)
+        seen = torch.cat([truth[:, real - 1 : real], frames.detach()], dim=1)
         heads, more = world.heads.loss(
-            (seen[:, :-1], seen[:, 1:], actions[:, real - 1 :], tokens.float()),
+            (seen[:, :-1], seen[:, 1:], clips["actions"][:, real - 1 :], tokens.float()),
             clips["rewards"][:, real - 1 :],
             clips["terminated"][:, real - 1 :],
             clips["state"][:, real:],
@@ -247,7 +235,7 @@ def unrolled_loss(
         )
         total = total + world.config.loss.heads_weight * heads
         metrics |= more
-    return total, {"loss": total.detach()} | metrics, state.detach()
+    return total, {"loss": total.detach()} | metrics
 
 
 def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -> Past:

@@ -73,10 +73,6 @@ class DreamState:
         """A copy that shares nothing."""
         return self._map(Tensor.clone)
 
-    def detach(self) -> Self:
-        """The same dreams without the gradients that led to them."""
-        return self._map(Tensor.detach)
-
     def to(self, device: torch.device | str) -> Self:
         """The same dreams on another device."""
         return self._map(lambda x: x.to(device))

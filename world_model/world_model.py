@@ -613,49 +613,46 @@ class WorldModel(nn.Module):
         """
         return dynamics_loss(self, clips, draws)
 
-    def begin(
-        self, latents: Tensor, actions: Tensor, *, seeds: Tensor, words: Tensor | None = None
-    ) -> DreamState:
-        """`start_latents` for training, gradients kept.
+    def unroll(
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        *,
+        real: int,
+        seeds: Tensor,
+        words: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Dream clips on after `real` true frames, gradients kept.
 
         Args:
-            latents: (B, T, C, h, w), true frames.
+            latents: (B, T, C, h, w) the clips; only the first `real` frames are looked at.
             actions: (B, T - 1, A, D).
+            real: True frames to begin with.
             seeds: (B,) int64.
             words: What the clips were told, tokenized.
-        """
-        return self._begin(latents, actions, seeds, *self.tell(words, len(latents)))
-
-    def unroll(self, state: DreamState, actions: Tensor) -> tuple[Tensor, Tensor, DreamState]:
-        """Dream on, gradients kept.
-
-        Args:
-            state: B dreams.
-            actions: (B, N, A, D), what leads to each of the N frames to be dreamed.
 
         Returns:
-            The dreamed frames (B, N, C, h, w), the tokens of their clean passes (B, N, L, D), and
-            the state after them.
+            The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
+            (B, T - real, L, D).
         """
+        F = self.config.latents_per_chunk
+        told = self.tell(words, len(latents))
+        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
         frames, tokens = [], []
-        for chunk in actions.split(self.config.latents_per_chunk, dim=1):
+        for t in range(real - 1, latents.shape[1] - 1, F):
+            chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
             dreamed = self._dream(state, chunk, heard, self.config.denoise_steps)
             state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)
-        return torch.cat(frames, dim=1), torch.cat(tokens, dim=1), state
+        return torch.cat(frames, dim=1), torch.cat(tokens, dim=1)
 
     def unrolled_loss(
-        self,
-        clips: Mapping[str, Tensor],
-        *,
-        real: int,
-        seeds: Tensor,
-        state: DreamState | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor], DreamState]:
+        self, clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """How far a dream strays from its clips; see `objective.unrolled_loss`."""
-        return unrolled_loss(self, clips, real=real, seeds=seeds, state=state)
+        return unrolled_loss(self, clips, real=real, seeds=seeds)
 
     @torch.no_grad()
     def rollout(
@@ -671,6 +668,5 @@ class WorldModel(nn.Module):
 
         Training on these instead of the truth shows the model its own errors.
         """
-        state = self.begin(latents[:, :real], actions[:, : real - 1], seeds=seeds, words=words)
-        frames, _, _ = self.unroll(state, actions[:, real - 1 :])
+        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
         return torch.cat([latents[:, :real], frames], dim=1)

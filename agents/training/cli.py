@@ -52,9 +52,6 @@ class Arguments:
     memory: int | None = None
     """Frames that the world shall remember what it no longer sees, where that is more than a few:
     it then learns from clips that are longer than that."""
-    chain: int = 1
-    """Updates of the last stage that dream the same clips on and on: so many times longer dreams
-    are learned from, if the episodes are that long."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""
@@ -74,11 +71,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
     """The run that the arguments ask for."""
     options = vars(arguments) | {"stages": chosen_stages(arguments)}
     del options["steps"]
-    memory, chain = options.pop("memory"), options.pop("chain")
-    options["stages"] = tuple(
-        dataclasses.replace(stage, chain=chain) if stage.unroll else stage
-        for stage in options["stages"]
-    )
+    memory = options.pop("memory")
     if memory is not None:
         if memory < 1:
             raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")

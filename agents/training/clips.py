@@ -5,7 +5,6 @@ uninterrupted one would have seen, and every process of a distributed run sees t
 takes its own rows.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +24,6 @@ from kairos_env.world_model.text import TextEncoder
 from kairos_env.world_model.world_model import AnyTokenizer
 
 ENCODE_BATCH = 256  # frames encoded at once
-LONG = 4.0  # power of an episode's length at which hardly any but the longest are drawn
 
 
 class TrainingData:
@@ -96,9 +94,8 @@ class TrainingData:
         frames: int,
         latents: FrameStore | None = None,
         split: str = "train",
-        whole: bool = False,
     ) -> Clips:
-        """Clips as a stage draws them, or with `whole` from episodes that fill them."""
+        """Clips as a stage draws them."""
         config = ClipConfig(
             batch=stage.batch,
             length=frames,
@@ -108,8 +105,6 @@ class TrainingData:
             at_end=stage.at_end,
             overhang=max(0, min(4, frames - 2)),
         )
-        if whole:
-            config = dataclasses.replace(config, at_end=0.0, in_motion=0.0, length_power=LONG)
         stores = None if latents is None else {"latents": latents}
         return Clips(self.cache, config, stores=stores, with_frames=latents is None)
 

@@ -49,9 +49,6 @@ class StageConfig:
     """Share of updates with gradients through the dreamed steps."""
     unroll_frames: int = 10
     """Frames of those clips."""
-    chain: int = 1
-    """Updates in a row that dream the same clips on, each from where the last one stopped. Dreams
-    are then that many times as long, at no cost: the gradients end where an update ends."""
     growth: float = 0.6
     """Part of the stage after which dreams have their full length; a dream that has fallen apart
     teaches nothing, so they begin with one step. 0: full length from the start."""
@@ -75,8 +72,6 @@ class StageConfig:
                 f"stage {self.name}: micro_batch must be in 1 .. batch = {self.batch}, "
                 f"got {self.micro_batch}"
             )
-        if self.chain < 1:
-            raise ValueError(f"stage {self.name}: chain must be at least 1, got {self.chain}")
         for name in ("share", "learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(

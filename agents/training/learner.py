@@ -19,7 +19,6 @@ from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.world_model.history import coded
-from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer
 from kairos_env.world_model.world_model import WorldModel
 
@@ -29,8 +28,6 @@ LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 ROLLOUT_GROUP = 4
 # Most true chunks before a dream.
 REAL_CHUNKS = 4
-# What clips tell of transitions, of which there is one less than of frames.
-BETWEEN = ("actions", "rewards", "terminated")
 # Keeps the draws of unrolled batches apart from those of the others.
 UNROLL = 1
 
@@ -202,24 +199,19 @@ class DynamicsObjective:
     planned: int | None = None
     """Updates of the stage, once known."""
     _dreamed: dict[int, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
-    _begun: dict[int, DreamState] = dataclasses.field(default_factory=dict)
-    """Dreams that the next update goes on with, by their first row."""
-    _reach: int = 0
-    """Chunks by which each update takes them on."""
-    _clips: dict[tuple[int, bool], Clips] = dataclasses.field(default_factory=dict)
+    _clips: dict[int, Clips] = dataclasses.field(default_factory=dict)
 
     @property
     def group(self) -> int:
         """Updates that share a dream; between groups nothing is pending."""
-        return math.lcm(ROLLOUT_GROUP if self.stage.rollout else 1, self.stage.chain)
+        return ROLLOUT_GROUP if self.stage.rollout else 1
 
     def prepare(self, step: int) -> LossOfRows:
         """A batch of clips with everything random about it."""
-        link = step % self.stage.chain
-        random = np.random.default_rng([self.seed, step - link, UNROLL])
+        random = np.random.default_rng([self.seed, step, UNROLL])
         if random.random() < self.stage.unroll:
-            return self._unrolled(step - link, link, random)
-        if step % ROLLOUT_GROUP == 0:
+            return self._unrolled(step, random)
+        if step % self.group == 0:
             self._dreamed = self._dream_group(step)
         clips = self._dreamed.pop(step, None) or self._batch(step, self.stage.frames)
         draws = self.world.draw(clips, generator_for(self.seed, step, self.config.device))
@@ -230,37 +222,16 @@ class DynamicsObjective:
 
         return loss_of
 
-    def _unrolled(self, first: int, link: int, random: np.random.Generator) -> LossOfRows:
-        """A batch whose gradients flow through the dreamed steps.
-
-        Args:
-            first: Update with which these dreams begin.
-            link: Updates that have gone by since.
-            random: Of the dreams' own.
-        """
+    def _unrolled(self, step: int, random: np.random.Generator) -> LossOfRows:
+        """A batch whose gradients flow through the dreamed steps."""
         real = int(random.integers(1, REAL_CHUNKS + 1))
-        if not link:  # it may change as soon as the stage is planned
-            self._reach = self.longest_dream(first, self.stage.unroll_frames)
-        dreamed = self._reach
-        clips = self._chunks(first, real + self.stage.chain * dreamed, whole=self.stage.chain > 1)
+        clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
         real *= self.world.config.latents_per_chunk
-        dreamed *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
-        if link:  # one frame before those that are dreamed
-            past, real = real + link * dreamed - 1, 1
-            clips = {name: x if name == "words" else x[:, past:] for name, x in clips.items()}
-        clips = {
-            name: x if name == "words" else x[:, : real + dreamed - (name in BETWEEN)]
-            for name, x in clips.items()
-        }
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = {name: value[rows] for name, value in clips.items()}
-            begun = self._begun[rows.start] if link else None
-            loss, metrics, self._begun[rows.start] = self.world.unrolled_loss(
-                part, real=real, seeds=seeds[rows], state=begun
-            )
-            return loss, metrics
+            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows])
 
         return loss_of
 
@@ -284,7 +255,7 @@ class DynamicsObjective:
         longest = self.longest_dream(first, self.stage.rollout_frames)
         dreamed = int(random.integers(max(1, longest // 2), longest + 1))
         real = int(random.integers(1, REAL_CHUNKS + 1))
-        batches = [self._chunks(first + i, real + dreamed) for i in range(ROLLOUT_GROUP)]
+        batches = [self._chunks(first + i, real + dreamed) for i in range(self.group)]
         real *= self.world.config.latents_per_chunk
         mine = processes.my_rows(self.stage.batch)
         clips = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
@@ -298,22 +269,22 @@ class DynamicsObjective:
             seeds=part["seeds"],
             words=part.get("words"),
         )
-        latents[:, mine] = history.unflatten(0, (ROLLOUT_GROUP, -1))
+        latents[:, mine] = history.unflatten(0, (self.group, -1))
         return {
             first + i: batch | {"history": part}
             for i, (batch, part) in enumerate(zip(batches, latents, strict=True))
         }
 
-    def _chunks(self, step: int, count: int, *, whole: bool = False) -> dict[str, Tensor]:
+    def _chunks(self, step: int, count: int) -> dict[str, Tensor]:
         """A batch of clips of so many chunks."""
-        return self._batch(step, count * self.world.config.frames_per_chunk, whole=whole)
+        return self._batch(step, count * self.world.config.frames_per_chunk)
 
-    def _batch(self, step: int, frames: int, *, whole: bool = False) -> dict[str, Tensor]:
-        if (frames, whole) not in self._clips:
-            self._clips[frames, whole] = self.data.clips(
-                self.stage, self.seed, frames=frames, latents=self.latents, whole=whole
+    def _batch(self, step: int, frames: int) -> dict[str, Tensor]:
+        if frames not in self._clips:
+            self._clips[frames] = self.data.clips(
+                self.stage, self.seed, frames=frames, latents=self.latents
             )
-        batch = batch_number(self._clips[frames, whole], step)
+        batch = batch_number(self._clips[frames], step)
         clips = as_tensors(batch, self.config.device)
         if self.world.text is not None:
             clips["words"] = self.data.words(self.world.text, batch).to(self.config.device)

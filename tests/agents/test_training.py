@@ -39,9 +39,6 @@ STAGES = (
         unroll_frames=6,
         rollout_frames=6,
     ),
-    StageConfig(
-        name="unroll", learns="dynamics", steps=8, batch=4, unroll=0.8, unroll_frames=6, chain=3
-    ),
 )
 
 
@@ -83,7 +80,7 @@ def test_training_ends_in_a_world_that_can_be_dreamed_in(finished: Path) -> None
     world = load_world(finished)
     assert world.manifest.environment.id == "TinyBall-v0"
     last = world.manifest.provenance["stages"][-1]
-    assert (last["stage"], last["updates"]) == ("unroll", 8)
+    assert (last["stage"], last["updates"]) == ("rollout", 9)
     assert last["cpu_seconds"] > 0
     starts = torch.from_numpy(world.starts.frames[:2])
     actions = torch.from_numpy(world.starts.actions[:2])
@@ -97,9 +94,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing gets a chance to clean up."""
 
 
-@pytest.mark.parametrize(
-    ("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6), ("unroll", 4)]
-)
+@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6)])
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
     stage: str,
     step: int,
