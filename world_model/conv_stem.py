@@ -3,8 +3,8 @@
 A small transformer does not find motion from noise and attention alone: measured, it sits on a
 plateau for hundreds of steps, and with the previous frames' latents beside the noisy ones its loss
 falls fourfold in two hundred. The head predicts the clean frame as the previous frame plus a
-residual, so what stands still stays for free. With `recall` a gate mixes the first frame into that
-previous one, so what was covered comes back as it was.
+residual, so what stands still stays for free. With `recall` a gate chooses, place by
+place, the first frame instead: what was covered comes back as it was, and nothing fades.
 
 Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token
 width, N = B * T.
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kairos_env.world_model.config import NORM_GROUPS, TransformerConfig
 
 RECALL_BIAS = -3.0
-"""Logit of the share of the first frame that an untrained head brings back: nearly none."""
+"""Logit of an untrained gate: closed."""
 
 
 class ResidualBlock(nn.Module):
@@ -98,8 +98,10 @@ class ConvHead(nn.Module):
             nn.init.zeros_(self.recall.weight)
             nn.init.constant_(cast(Tensor, self.recall.bias), RECALL_BIAS)
 
-    def forward(self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor) -> Tensor:
-        """Read the clean frames (B, T, C, h, w).
+    def forward(
+        self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read the clean frames (B, T, C, h, w), and the gate's logits (B, T, 1, h, w).
 
         Args:
             tokens: (B, T, L, D).
@@ -117,8 +119,13 @@ class ConvHead(nn.Module):
         for block in self.blocks:
             x = block(x, t.flatten(0, 1))
         residual: Tensor = self.conv(x).unflatten(0, (B, T))
-        stays = previous[:, :, -1]
-        if self.recall is not None:
-            share = self.recall(x).sigmoid().unflatten(0, (B, T))
-            stays = stays + share * (previous[:, :, 0] - stays)
-        return stays + residual
+        frames = previous[:, :, -1] + residual
+        if self.recall is None:
+            return frames, None
+        logits: Tensor = self.recall(x).unflatten(0, (B, T))
+        return frames + opened(logits) * (previous[:, :, 0] - frames), logits
+
+
+def opened(logits: Tensor) -> Tensor:
+    """How far a gate is open: a sigmoid that reaches 0 and 1, for what leaks adds up."""
+    return (1.2 * logits.sigmoid() - 0.1).clamp(0.0, 1.0)

@@ -107,6 +107,8 @@ class Outputs:
     """(B, T, A, action size): velocity."""
     memory: tuple[LayerMemory, ...] | None
     trace: tuple[LayerTrace, ...] | None
+    gate: Tensor | None = None
+    """(B, T, 1, h, w): logits of where the first frame is shown again (`recall`)."""
 
 
 class Heads(NamedTuple):
@@ -230,12 +232,14 @@ class Mixture(nn.Module):
                 kept.append(LayerMemory(frames, delta))
             if record:
                 traced.append(LayerTrace(keys.k, keys.v, delta))
+        shown, gate = self._read_video(video, inputs) if video and predict else (None, None)
         return Outputs(
-            self._read_video(video, inputs) if video and predict else None,
+            shown,
             video.x if video else None,
             self._read_action(action) if action and predict else None,
             tuple(kept) if commit else None,
             tuple(traced) if record else None,
+            gate,
         )
 
     def hear(
@@ -376,15 +380,15 @@ class Mixture(nn.Module):
             certain = certain * inputs.actions_known
         return told * certain[:, :, None]
 
-    def _read_video(self, lane: Lane, inputs: Inputs) -> Tensor:
+    def _read_video(self, lane: Lane, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         latents = cast(Tensor, inputs.latents)
         if isinstance(self.video.head, ConvHead):
             previous = cast(Tensor, inputs.previous)
-            frames: Tensor = self.video.head(lane.x, lane.t, lane.features, previous)
-        else:
-            grid = (latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch)
-            frames = self.video.head(lane.x, lane.t[:, :, None], grid)
-        return frames
+            read: tuple[Tensor, Tensor | None]
+            read = self.video.head(lane.x, lane.t, lane.features, previous)
+            return read
+        grid = (latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch)
+        return self.video.head(lane.x, lane.t[:, :, None], grid), None
 
     def _read_action(self, lane: Lane) -> Tensor:
         actions: Tensor = cast(ActionStream, self.action).head(lane.x)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kairos_env.world_model.flow import (
     NoiseLevels,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from kairos_env.world_model.world_model import WorldConfig, WorldModel
 
 Metrics = dict[str, Tensor]
+# Mean squared distance of latents at which a place is no longer as it was.
+SAME = 0.02
 # Most batches train the policy, whose run needs no frames and costs a tenth of the others.
 ACTION_MODES: tuple[tuple[str, Mode], ...] = (
     *(("policy", POLICY),) * 6,
@@ -67,6 +70,8 @@ class LossConfig:
     robust_place: float = 0.2
     """The same for each place of a frame in dreams that are learned from: an object that the dream
     has lost is let go, and what stands still beside it goes on being corrected."""
+    gate_weight: float = 0.05
+    """Weight of what the head's gate is told: where the first frame is to be seen again."""
     heads_weight: float = 0.1
     action_weight: float = 0.1
     """Weight of the action stream's own loss (policy, inverse or joint, drawn per batch)."""
@@ -290,7 +295,8 @@ def video_loss(
     inputs = dataclasses.replace(
         past.inputs, latents=z, video_noise=level, previous=past.before_chunk()
     )
-    output = world.mixture(inputs, FORWARD, chunk_frames=past.chunk, trace=trace).video.float()
+    outputs = world.mixture(inputs, FORWARD, chunk_frames=past.chunk, trace=trace)
+    output = outputs.video.float()
     if world.config.transformer.stem == "conv":
         clean = output
         error = (output - truth).square() / broadcast_level(level.clamp_min(0.2), truth)
@@ -300,6 +306,12 @@ def video_loss(
     frames = frame_means(error, latent_weights(world, truth))
     frames = robust(frames, world.config.loss.robust)
     total = mean_over_clips(frames, past.predicted())
+    more = {}
+    if outputs.gate is not None:
+        gate = gate_error(outputs.gate.float(), truth)
+        gate = mean_over_clips(gate, past.predicted())
+        total = total + world.config.loss.gate_weight * gate
+        more["gate_loss"] = gate.detach()
     blind = past.predicted() & (level == 1.0)  # from pure noise, as a step predicts
     guess = (clean.detach() - truth).square().mean((2, 3, 4))
     stay = (past.before_chunk()[:, :, -1] - truth).square().mean((2, 3, 4))
@@ -308,7 +320,14 @@ def video_loss(
         "video_loss": total.detach(),
         "video_mse": (guess * blind).sum() / count,
         "copy_mse": (stay * blind).sum() / count,
-    }
+    } | more
+
+
+def gate_error(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of the head's gate (B, T): open where a place is as in the first frame."""
+    distance = (truth - truth[:, :1]).square().mean(2, keepdim=True)
+    same = (-distance / SAME).exp()
+    return binary_cross_entropy_with_logits(logits, same, reduction="none").mean((2, 3, 4))
 
 
 def heads_loss(
