@@ -39,6 +39,9 @@ _TABLE_VIEW = {
     "azimuth": 135,
     "elevation": -25,
 }
+# Where a Panda's Lift says what its expert asks for.
+LIFT_HAND, LIFT_CUBE = slice(35, 38), slice(50, 53)
+LIFT_FINGERS, LIFT_FINGER_SPEEDS = slice(46, 48), slice(48, 50)
 _COLLISION_SHAPES = 0  # robosuite's geom group of shapes that are not meant to be seen
 
 
@@ -87,8 +90,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.action_space = gymnasium.spaces.Box(
             low.astype(np.float32), high.astype(np.float32), dtype=np.float32
         )
-        # What robosuite saw last, by name; experts read it.
-        self.named: dict[str, NDArray[np.float64]] = {}
         size = self._read(self._inner.reset()).size
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
@@ -141,9 +142,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._inner.close()
 
     def _read(self, observations: dict[str, Any]) -> Observation:
-        self.named = {name: np.array(value, np.float64) for name, value in observations.items()}
-        parts = [value.ravel() for name, value in self.named.items() if name.endswith("-state")]
-        return np.concatenate(parts)
+        parts = [np.ravel(x) for name, x in observations.items() if name.endswith("-state")]
+        seen: Observation = np.concatenate(parts).astype(np.float64)
+        self.observation = seen.copy()  # experts read it
+        return seen
 
 
 def make_robosuite(task: str, *, unlimited: bool = False, **kwargs: Any) -> RobosuiteEnv:
@@ -164,14 +166,14 @@ def lift_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDA
     """Hover over the cube, go down, close the gripper, lift."""
     del rng  # deterministic
     inner: Any = getattr(env, "low_level", env).unwrapped
-    seen = inner.named
-    offset = seen["cube_pos"] - seen["robot0_eef_pos"]
-    opening = float(seen["robot0_gripper_qpos"][0] - seen["robot0_gripper_qpos"][1])
+    seen = inner.observation
+    offset = seen[LIFT_CUBE] - seen[LIFT_HAND]
+    opening = float(seen[LIFT_FINGERS][0] - seen[LIFT_FINGERS][1])
     aside = float(np.linalg.norm(offset[:2]))
     around = aside < 0.02 and abs(offset[2]) < 0.015
     action = np.zeros(7, np.float32)
     action[6] = 1.0 if around else -1.0
-    stopped = float(np.abs(seen["robot0_gripper_qvel"]).max()) < 0.02
+    stopped = float(np.abs(seen[LIFT_FINGER_SPEEDS]).max()) < 0.02
     if around and stopped and opening < 0.07:  # the fingers hold the cube, 0.04 to 0.06 wide
         offset = np.array([0.0, 0.0, 0.1])
     elif aside > 0.02:

@@ -162,6 +162,25 @@ def test_robosuite_arguments_that_would_break_promises_are_refused():
 
 
 @needs("robosuite")
+def test_the_lift_expert_finds_what_it_asks_for_in_the_state():
+    from kairos_env.real import robosuite
+
+    env = make_real("robosuite/Lift", frame_size=16)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    inner = env.low_level.unwrapped
+    told = inner._inner._get_observations()
+    for place, name in (
+        (robosuite.LIFT_HAND, "robot0_eef_pos"),
+        (robosuite.LIFT_CUBE, "cube_pos"),
+        (robosuite.LIFT_FINGERS, "robot0_gripper_qpos"),
+        (robosuite.LIFT_FINGER_SPEEDS, "robot0_gripper_qvel"),
+    ):
+        np.testing.assert_allclose(inner.observation[place], told[name], err_msg=name)
+    env.close()
+
+
+@needs("robosuite")
 def test_robosuite_pictures_are_upright():
     frame = make_real("robosuite/Lift").reset(seed=0)[0].astype(int)
     # White table below, grey wall and arm above.
