@@ -395,7 +395,8 @@ def study_table(root: Path) -> str:
 
 def fidelity_table(root: Path) -> str:
     """Where objects are in the dreams of the bundled worlds, against the truth."""
-    reports, rows = results("fidelity", root), []
+    rows: list[list[str]] = []
+    reports = [r for r in results("fidelity", root) if "objects" in last_frame(r, "dream")]
     for result in reports:
         late = result["predictors"]["dream"]["horizons"]
         for name, found in late["100"]["objects"].items():
@@ -404,6 +405,26 @@ def fidelity_table(root: Path) -> str:
             present = percent(found["present"]["value"])
             rows.append([result["world"]["name"], name, *errors, present])
     head = ("world", "object", "px at frame 10", "50", "100", "still there at 100")
+    return markdown(head, rows) + "".join(map(origin, reports))
+
+
+def last_frame(result: Results, predictor: str) -> Results:
+    """What a fidelity report says of a predictor's last frame."""
+    frames: Mapping[str, Results] = result["predictors"][predictor]["horizons"]
+    return list(frames.values())[-1]
+
+
+def picture_table(root: Path) -> str:
+    """The same where nobody knows objects: pictures, states and rewards."""
+    reports = [r for r in results("fidelity", root) if "objects" not in last_frame(r, "dream")]
+    rows = []
+    for result in reports:
+        frame = list(result["predictors"]["dream"]["horizons"])[-1]
+        for name in result["predictors"]:
+            last, reward = last_frame(result, name), result["reward"].get(name)
+            told = [known(last["psnr"]), known(last["state"]), known(reward and reward["r2"])]
+            rows.append([result["world"]["name"], frame, name, *told])
+    head = ("world", "frame", "", "PSNR, dB", "state, deviations", "reward R², 20 frames")
     return markdown(head, rows) + "".join(map(origin, reports))
 
 
@@ -597,6 +618,7 @@ def cell(value: float | None) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "fidelity": fidelity_table,
+    "pictures": picture_table,
     "kernels": kernel_table,
     "streaming": streaming_table,
     "scaling": scaling_table,
