@@ -161,7 +161,6 @@ def world_config(
         stem="conv",
         previous_frames=3,
         anchor=True,
-        recall=True,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
         actions_per_frame=actions_per_frame * temporal,

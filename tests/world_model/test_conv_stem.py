@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_worlds import make_clips, make_world
 
 from kairos_env.world_model.config import TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead
 from kairos_env.world_model.objective import gate_error
 from kairos_env.world_model.presets import world_config
+from kairos_env.world_model.world_model import WorldModel
 
 B, T, P, C, SIDE = 2, 3, 3, 4, 8
 
@@ -56,7 +58,19 @@ def test_the_gate_is_told_to_open_where_the_first_frame_is_to_be_seen_again() ->
     assert (lower > 0).all()
 
 
+def test_a_world_with_a_gate_learns_to_use_it() -> None:
+    plain = make_world()
+    shape = dataclasses.replace(plain.config.transformer, recall=True)
+    world = WorldModel(dataclasses.replace(plain.config, transformer=shape))
+    clips = make_clips(2, 6)
+    loss, metrics = world.loss(clips, world.draw(clips, torch.Generator().manual_seed(0)))
+    loss.backward()
+    gate = world.mixture.video.head.recall
+    assert metrics["gate_loss"] > 0
+    assert gate.weight.grad.abs().sum() > 0
+
+
 def test_recall_needs_a_first_frame_to_recall() -> None:
     config = world_config("tiny", action_size=2, state_size=0).transformer
     with pytest.raises(ValueError, match=r"recall brings back the first frame: it needs anchor"):
-        dataclasses.replace(config, anchor=False)
+        dataclasses.replace(config, recall=True, anchor=False)

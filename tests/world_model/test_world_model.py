@@ -359,7 +359,7 @@ def test_losses_can_be_switched_off(world: WorldModel) -> None:
     quiet = make_world()
     quiet.config = dataclasses.replace(quiet.config, loss=config)
     _, metrics = quiet.loss(clips, draw(quiet, clips))
-    assert set(metrics) == {"loss", "video_loss", "video_mse", "copy_mse", "gate_loss"}
+    assert set(metrics) == {"loss", "video_loss", "video_mse", "copy_mse"}
     _, metrics = world.loss(clips, in_mode(draw(world, clips), "inverse"))
     assert {"inverse_loss", "reward_error", "end_loss", "state_error"} <= set(metrics)
 
