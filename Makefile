@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extras that the tests use. Heavier simulators are optional: make test EXTRAS=dev,sb3,study,robosuite
 EXTRAS ?= dev,sb3,study
 
-.PHONY: dream test check fix wheel clean
+.PHONY: dream test lint check fix wheel clean
 
 dream: $(VENV)/.core
 	$(BIN)/kairos dream
@@ -13,11 +13,12 @@ dream: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
