@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from kairos_env.spaces import action_size, decode_actions
 
 if TYPE_CHECKING:
-    from kairos_env.real import RealEnv
     from kairos_env.real.experts import Expert
 
 Frame = NDArray[np.uint8]
@@ -180,21 +179,16 @@ class SmoothPolicy:
         return execute(env, decode_actions(self._space, np.stack(path)))
 
 
-class ExpertPolicy:
-    """The scripted expert of the task, looking at the simulator after every low-level action."""
+class FollowedPolicy:
+    """Somebody scripted, who looks at the simulator after every low-level action."""
+
+    _expert: "Expert"
 
     def __init__(self, env: Env[Frame, Chunk]) -> None:
         from kairos_env.real import RealEnv
-        from kairos_env.real.experts import expert_for
 
         if not isinstance(env, RealEnv):
             raise ValueError(f"a scripted expert acts in environments from make_real, not in {env}")
-        try:
-            self._expert = expert_for(env.name)
-        except KeyError as error:
-            raise ValueError(
-                f"{error.args[0]}. Use another policy: random, smooth or the path of a checkpoint"
-            ) from error
         self._env = env
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
@@ -205,36 +199,41 @@ class ExpertPolicy:
     def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """K actions, each an answer to the state that the ones before led to."""
         del env, frame
-        return _followed(self._env, self._expert, self._generator)
+        after, reward, terminated, truncated, info = self._env.follow(self._expert, self._generator)
+        return Step(info["actions"], after, reward, terminated, truncated, info)
 
 
-def _followed(env: "RealEnv", expert: "Expert", generator: np.random.Generator) -> Step:
-    """One env step of an expert, who tells its actions afterwards."""
-    after, reward, terminated, truncated, info = env.follow(expert, generator)
-    return Step(info["actions"], after, reward, terminated, truncated, info)
-
-
-class VisitorPolicy:
-    """Goes from object to object, looking at the simulator after every low-level action."""
+class ExpertPolicy(FollowedPolicy):
+    """The scripted expert of the task."""
 
     def __init__(self, env: Env[Frame, Chunk]) -> None:
-        from kairos_env.real import RealEnv
-        from kairos_env.real.experts import visitor_for
+        from kairos_env.real.experts import expert_for
 
-        visitor_for(env)  # refuses what has no objects
-        assert isinstance(env, RealEnv)
-        self._env = env
+        super().__init__(env)
+        try:
+            self._expert = expert_for(self._env.name)
+        except KeyError as error:
+            raise ValueError(
+                f"{error.args[0]}. Use another policy: random, smooth or the path of a checkpoint"
+            ) from error
+
+
+class VisitorPolicy(FollowedPolicy):
+    """Goes from object to object."""
+
+    def __init__(self, env: Env[Frame, Chunk]) -> None:
+        super().__init__(env)
+        self._forget()
 
     def begin(self, env: Env[Frame, Chunk], generator: np.random.Generator) -> None:
         """Forget what was visited."""
+        super().begin(env, generator)
+        self._forget()
+
+    def _forget(self) -> None:
         from kairos_env.real.experts import visitor_for
 
-        self._visitor, self._generator = visitor_for(env), generator
-
-    def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
-        """K actions on the way."""
-        del env, frame
-        return _followed(self._env, self._visitor, self._generator)
+        self._expert = visitor_for(self._env)
 
 
 class DetourPolicy:

@@ -27,6 +27,11 @@ VISITS = 0.8
 VISIT_ACTIONS = (8, 48)
 
 
+def simulated(env: "gymnasium.Env[Any, Any]") -> Any:
+    """What an expert looks at: the environment itself, below chunks and wrappers."""
+    return getattr(env, "low_level", env).unwrapped
+
+
 def reach_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
     """Straight to the goal."""
     del rng  # deterministic
@@ -75,11 +80,10 @@ class Visitor:
         self, env: "gymnasium.Env[Any, Any]", rng: np.random.Generator
     ) -> NDArray[np.float32]:
         """On towards the present target, or the first step to the next."""
-        scene: Any = getattr(env, "low_level", env).unwrapped
+        scene, state = simulated(env), _scene_state(env)
         if self._left == 0:
             self._visit(scene, rng)
         self._left -= 1
-        state = np.asarray(scene.state(), np.float64)
         target = self._offset + (0.0 if self._thing is None else state[self._thing])
         at = scene.state_names.index("agent_vx")
         return np.float32(self._pace) * _drive(state[0:2], state[at : at + 2], target=target)
@@ -102,8 +106,7 @@ def visitor_for(env: "gymnasium.Env[Any, Any]") -> Visitor:
     Raises:
         ValueError: The environment does not say where its objects are.
     """
-    scene: Any = getattr(env, "low_level", env).unwrapped
-    if not getattr(scene, "objects", ()):
+    if not getattr(simulated(env), "objects", ()):
         raise ValueError(
             f"policy visitor goes from object to object, and {env} does not say where any are; "
             "it is for KairosReach-v0, KairosPush-v0 and KairosOcclude-v0. Use smooth or expert"
@@ -112,8 +115,7 @@ def visitor_for(env: "gymnasium.Env[Any, Any]") -> Visitor:
 
 
 def _scene_state(env: "gymnasium.Env[Any, Any]") -> Vector:
-    scene: Any = getattr(env, "low_level", env).unwrapped
-    return np.asarray(scene.state(), np.float64)
+    return np.asarray(simulated(env).state(), np.float64)
 
 
 def _drive(agent: Vector, velocity: Vector, *, target: Vector) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kairos_env.real.errors import UnknownEnvironmentError, suggest
+from kairos_env.real.experts import simulated
 from kairos_env.real.render import load_mujoco
 
 if TYPE_CHECKING:
@@ -165,11 +166,10 @@ def metaworld_expert(task: str) -> "Expert":
 
     def expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
         del rng  # deterministic
-        inner: Any = getattr(env, "low_level", env).unwrapped
         with warnings.catch_warnings():
             # "Constant(s) may be too high": the next line does the clipping it announces.
             warnings.simplefilter("ignore", UserWarning)
-            action = policy.get_action(inner.observation)
+            action = policy.get_action(simulated(env).observation)
         return np.clip(np.asarray(action, np.float32), -1.0, 1.0)
 
     return expert

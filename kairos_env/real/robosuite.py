@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kairos_env.real.errors import UnknownEnvironmentError, suggest
+from kairos_env.real.experts import simulated
 from kairos_env.real.render import load_mujoco
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def _read(self, observations: dict[str, Any]) -> Observation:
         parts = [np.ravel(x) for name, x in observations.items() if name.endswith("-state")]
-        seen: Observation = np.concatenate(parts).astype(np.float64)
+        seen: Observation = np.concatenate(parts, dtype=np.float64)
         self.observation = seen.copy()  # experts read it
         return seen
 
@@ -165,8 +166,7 @@ def robosuite_expert(task: str) -> "Expert":
 def lift_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
     """Hover over the cube, go down, close the gripper, lift."""
     del rng  # deterministic
-    inner: Any = getattr(env, "low_level", env).unwrapped
-    seen = inner.observation
+    seen = simulated(env).observation
     offset = seen[LIFT_CUBE] - seen[LIFT_HAND]
     opening = float(seen[LIFT_FINGERS][0] - seen[LIFT_FINGERS][1])
     aside = float(np.linalg.norm(offset[:2]))
