@@ -113,12 +113,15 @@ def low_level(space: gymnasium.Space[Any]) -> spaces.Box | spaces.Discrete:
     return spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
 
 
-def open_world(config: ImagineConfig) -> World:
-    """The world of a run, with the starts that it asks for."""
+def recorded(config: ImagineConfig) -> Dataset | None:
+    """The real episodes of a run; None where it names none."""
+    return open_dataset(config.data) if config.data else None
+
+
+def open_world(config: ImagineConfig, dataset: Dataset | None) -> World:
+    """The world of a run, with starts from these episodes or its own."""
     world = load_world(config.world, device=config.device)
-    if not config.data:
-        return world
-    return with_starts(world, open_dataset(config.data), config.starts, seed=0)
+    return world if dataset is None else with_starts(world, dataset, config.starts, seed=0)
 
 
 def dream_env(config: ImagineConfig, world: World, *, horizon: int | None = None) -> DreamVecEnv:

@@ -22,12 +22,11 @@ import numpy as np
 
 from kairos_env.agents.data.dataset import Dataset
 from kairos_env.agents.data.files import read_json, write_bytes, write_json
-from kairos_env.agents.data.readers import open_dataset
 from kairos_env.agents.imagine.algorithms import Learner
 from kairos_env.agents.imagine.cloning import clone
 from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
 from kairos_env.agents.imagine.ensemble import EnsembleConfig, EnsembleVecEnv, fit_ensemble
-from kairos_env.agents.imagine.envs import dream_env, open_world, real_env
+from kairos_env.agents.imagine.envs import dream_env, open_world, real_env, recorded
 from kairos_env.agents.imagine.exam import Examiner
 from kairos_env.agents.imagine.guard import Guard
 from kairos_env.agents.imagine.run import (
@@ -70,8 +69,8 @@ class Study:
             import_ray()  # before minutes are spent
         self.config = config
         self.report = report
-        self.world = open_world(run)
-        self.dataset: Dataset | None = open_dataset(run.data) if run.data else None
+        self.dataset = recorded(run)
+        self.world = open_world(run, self.dataset)
         self.examiner = Examiner(run, self.world)
         random = self.examiner.random()
         self.floor = self.examiner.in_reality(random, self.examiner.seeds).returns

@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from kairos_env.agents.imagine.algorithms import make_ppo
 from kairos_env.agents.imagine.config import ImagineConfig
-from kairos_env.agents.imagine.envs import acting_on_chunks, dream_env, open_world
+from kairos_env.agents.imagine.envs import acting_on_chunks, dream_env, open_world, recorded
 from kairos_env.agents.scale.cluster import answers
 
 Rollout = dict[str, NDArray[Any]]
@@ -45,7 +45,7 @@ class Dreamer:
 
     def __init__(self, config: ImagineConfig, first: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        env = acting_on_chunks(config, dream_env(config, open_world(config)))
+        env = acting_on_chunks(config, dream_env(config, open_world(config, recorded(config))))
         self._model = make_ppo(config, env)
         self._first = first
         self._dreamed: list[Any] = []  # references to the weights of this round's rollouts
