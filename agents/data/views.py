@@ -172,7 +172,7 @@ class JoinedDataset(Dataset):
                         f"{datasets[0].path} and {dataset.path} do not fit together: "
                         f"{name} is {ours} and {theirs}"
                     )
-        self._datasets = list(datasets)
+        self.parts = list(datasets)
         self._firsts = np.cumsum([0, *map(len, datasets)])
         self.path = ", ".join(dataset.path for dataset in datasets)
         self.lengths = np.concatenate([dataset.lengths for dataset in datasets])
@@ -180,7 +180,7 @@ class JoinedDataset(Dataset):
 
     def _locate(self, index: int) -> tuple[Dataset, int]:
         which = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self._datasets[which], index - int(self._firsts[which])
+        return self.parts[which], index - int(self._firsts[which])
 
     def table(self, index: int) -> Episode:
         """Episode `index` with everything but pixels."""
@@ -199,4 +199,4 @@ class JoinedDataset(Dataset):
 
     def fingerprint(self) -> str:
         """Those of all parts."""
-        return " + ".join(dataset.fingerprint() for dataset in self._datasets)
+        return " + ".join(dataset.fingerprint() for dataset in self.parts)

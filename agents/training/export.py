@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kairos_env.agents.data.dataset import DatasetSpec
-from kairos_env.agents.data.readers import open_dataset
+from kairos_env.agents.data.dataset import Dataset, DatasetSpec
+from kairos_env.agents.data.views import JoinedDataset
 from kairos_env.agents.training.calibration import calibrate
 from kairos_env.agents.training.checkpoints import Progress
 from kairos_env.agents.training.clips import TrainingData
@@ -171,12 +171,11 @@ def recipe(spec: DatasetSpec) -> dict[str, Any]:
     return {key: spec.provenance.get(key) for key in ("policies", "seed", "environment")}
 
 
-def joined(config: TrainConfig) -> dict[str, Any]:
+def joined(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """The same for each dataset of a run that has several."""
-    if len(config.data) == 1:
+    if len(config.data) == 1 or not isinstance(dataset, JoinedDataset):
         return {}
-    parts = map(open_dataset, config.data)
-    return {"joined": [{"episodes": len(part), **recipe(part.spec)} for part in parts]}
+    return {"joined": [{"episodes": len(part), **recipe(part.spec)} for part in dataset.parts]}
 
 
 def provenance(config: TrainConfig, data: TrainingData, progress: Progress) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def provenance(config: TrainConfig, data: TrainingData, progress: Progress) -> d
             "environment_steps": frames * data.spec.actions_per_frame,
             "recipe": recipe(data.spec),
         }
-        | joined(config),
+        | joined(config, data.dataset),
         "versions": {
             "kairos-env": __version__,
             "torch": torch.__version__,
