@@ -55,3 +55,11 @@ def make_world(folder: Path, data: Path) -> Path:
     )
     starts = Starts(episode.frames[None, :3], episode.actions[None, :2], episode.state[None, 2])
     return save_world(folder / "world", model, manifest=manifest, starts=starts)
+
+
+def short_run(world, **changes):
+    """A run of `kairos imagine` that is over in seconds."""
+    from kairos_env.agents.imagine.config import ImagineConfig
+
+    options = {"envs": 3, "horizon": 3, "exam_episodes": 2, "test_episodes": 2}
+    return ImagineConfig(**{"world": str(world), **options, **changes})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ball_world import CHUNK, HORIZON, make_data, make_world
+from ball_world import CHUNK, HORIZON, make_data, make_world, short_run
 
 from kairos_env.agents.data.readers import open_dataset
 from kairos_env.worlds import load_world
@@ -19,7 +19,7 @@ from stable_baselines3 import PPO
 from kairos_env.agents.imagine import run as runs
 from kairos_env.agents.imagine.cli import main
 from kairos_env.agents.imagine.cloning import Cloned
-from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
+from kairos_env.agents.imagine.config import StudyConfig
 from kairos_env.agents.imagine.ensemble import (
     EnsembleConfig,
     EnsembleVecEnv,
@@ -52,16 +52,7 @@ def world(folder):
 
 
 def small(folder, **changes):
-    options = {
-        "world": str(folder),
-        "steps": 24,
-        "envs": 3,
-        "horizon": 3,
-        "round_steps": 12,
-        "exam_episodes": 2,
-        "test_episodes": 2,
-    }
-    return ImagineConfig(**{**options, **changes})
+    return short_run(folder, **{"steps": 24, "round_steps": 12, **changes})
 
 
 @pytest.mark.parametrize("seen", ["state", "latent", "pixels"])

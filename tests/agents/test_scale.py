@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from ball_world import make_data, make_world
+from ball_world import make_data, make_world, short_run
 from test_collect import ENV, SMALL, contents
 
 from kairos_env.agents.collect import CollectError, collect
@@ -22,7 +22,7 @@ from kairos_env.worlds import load_world
 
 pytest.importorskip("stable_baselines3")
 from kairos_env.agents.imagine.cli import main
-from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
+from kairos_env.agents.imagine.config import StudyConfig
 from kairos_env.agents.imagine.run import LEARNER
 from kairos_env.agents.imagine.study import imagine
 
@@ -57,16 +57,7 @@ def folder(tmp_path_factory):
 
 
 def small(folder, **changes):
-    options = {
-        "world": str(folder),
-        "steps": 48,
-        "envs": 3,
-        "horizon": 3,
-        "round_steps": 24,
-        "exam_episodes": 2,
-        "test_episodes": 2,
-    }
-    return ImagineConfig(**{**options, **changes})
+    return short_run(folder, **{"steps": 48, "round_steps": 24, **changes})
 
 
 @pytest.fixture(scope="module")
