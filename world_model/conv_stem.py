@@ -3,8 +3,8 @@
 A small transformer does not find motion from noise and attention alone: measured, it sits on a
 plateau for hundreds of steps, and with the previous frames' latents beside the noisy ones its loss
 falls fourfold in two hundred. The head predicts the clean frame as the previous frame plus a
-residual, so what stands still stays for free. With `recall` a gate chooses, place by
-place, the first frame instead: what was covered comes back as it was, and nothing fades.
+residual, so what stands still stays for free. With `recall` a gate chooses, place by place, the
+first frame instead: what was covered comes back as it was, and nothing fades.
 
 Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token
 width, N = B * T.

@@ -306,21 +306,20 @@ def video_loss(
     frames = frame_means(error, latent_weights(world, truth))
     frames = robust(frames, world.config.loss.robust)
     total = mean_over_clips(frames, past.predicted())
-    more = {}
-    if outputs.gate is not None:
-        gate = gate_error(outputs.gate.float(), truth)
-        gate = mean_over_clips(gate, past.predicted())
-        total = total + world.config.loss.gate_weight * gate
-        more["gate_loss"] = gate.detach()
     blind = past.predicted() & (level == 1.0)  # from pure noise, as a step predicts
     guess = (clean.detach() - truth).square().mean((2, 3, 4))
     stay = (past.before_chunk()[:, :, -1] - truth).square().mean((2, 3, 4))
     count = blind.sum().clamp_min(1)
-    return total, {
+    metrics = {
         "video_loss": total.detach(),
         "video_mse": (guess * blind).sum() / count,
         "copy_mse": (stay * blind).sum() / count,
-    } | more
+    }
+    if outputs.gate is not None:
+        gate = mean_over_clips(gate_error(outputs.gate.float(), truth), past.predicted())
+        total = total + world.config.loss.gate_weight * gate
+        metrics["gate_loss"] = gate.detach()
+    return total, metrics
 
 
 def gate_error(logits: Tensor, truth: Tensor) -> Tensor:
