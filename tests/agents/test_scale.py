@@ -39,7 +39,8 @@ def ray():
     with pytest.MonkeyPatch.context() as environment:  # that actors begin with
         environment.setenv("PYTHONPATH", HERE)
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address="local", num_cpus=2, **options)  # not one that stood here before
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as many as a dreamer has: sums depend on it
     yield ray
