@@ -129,6 +129,10 @@ class TransformerConfig:
     recall: bool = False
     """The head chooses, place by place, how much of the first frame comes back: what something
     passed over is uncovered as it was, and small errors do not pile up. Needs `anchor`."""
+    stillness: float = 0.0
+    """The change from frame to frame, as root mean square over the channels of a latent, that the
+    convolutional head takes for none: below it a place stays as it was, to the bit. Small errors in
+    what stands still then cannot pile up over a long dream."""
     actions_per_frame: int = 1
     action_conditions_time: bool = False
     """Also add a frame's actions to its noise-level embedding, beside the attention path (small
@@ -165,6 +169,10 @@ class TransformerConfig:
             raise ValueError(
                 f"TransformerConfig.stem_channels must be divisible by {NORM_GROUPS}, the groups "
                 f"of its norms, got {self.stem_channels}"
+            )
+        if not self.stillness >= 0:
+            raise ValueError(
+                f"TransformerConfig.stillness must not be negative, got {self.stillness}"
             )
         if self.recall and not (self.anchor and self.stem == "conv"):
             raise ValueError(

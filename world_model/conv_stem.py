@@ -93,6 +93,7 @@ class ConvHead(nn.Module):
         # The first guess of an untrained model is that nothing moves.
         for parameter in self.conv.parameters():
             nn.init.zeros_(parameter)
+        self.stillness = config.stillness
         self.recall = nn.Conv2d(channels, 1, 3, padding=1) if config.recall else None
         if self.recall is not None:
             nn.init.zeros_(self.recall.weight)
@@ -119,11 +120,22 @@ class ConvHead(nn.Module):
         for block in self.blocks:
             x = block(x, t.flatten(0, 1))
         residual: Tensor = self.conv(x).unflatten(0, (B, T))
+        if self.stillness:
+            residual = settled(residual, self.stillness)
         frames = previous[:, :, -1] + residual
         if self.recall is None:
             return frames, None
         logits: Tensor = self.recall(x).unflatten(0, (B, T))
         return frames + opened(logits) * (previous[:, :, 0] - frames), logits
+
+
+def settled(change: Tensor, least: float) -> Tensor:
+    """A change (..., C, h, w) without the places where it is smaller than `least`.
+
+    Gradients pass as if nothing were left out, so that a change can grow out of the zone again.
+    """
+    size = change.detach().square().mean(-3, keepdim=True).sqrt()
+    return change - change.detach() * (size < least)
 
 
 def opened(logits: Tensor) -> Tensor:

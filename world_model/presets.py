@@ -55,6 +55,8 @@ PUBLISHED = {
 """Networks that `checkpoint.load_official` reads, by name."""
 
 
+STILLNESS = 0.15
+"""What the heads of new worlds take for standing still (`TransformerConfig.stillness`)."""
 PLACES = 32
 """Kinds of things whose places the heads look for."""
 
@@ -161,6 +163,7 @@ def world_config(
         stem="conv",
         previous_frames=3,
         anchor=True,
+        stillness=STILLNESS,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
         actions_per_frame=actions_per_frame * temporal,
