@@ -126,9 +126,6 @@ class TransformerConfig:
     anchor: bool = False
     """The oldest of them is always the dream's first frame: what stands still is then never
     forgotten, however long the dream."""
-    recall: bool = False
-    """The head chooses, place by place, how much of the first frame comes back: what something
-    passed over is uncovered as it was, and small errors do not pile up. Needs `anchor`."""
     stillness: float = 0.0
     """The change from frame to frame, as root mean square over the channels of a latent, that the
     convolutional head takes for none: below it a place stays as it was, to the bit. Small errors in
@@ -173,11 +170,6 @@ class TransformerConfig:
         if not self.stillness >= 0:
             raise ValueError(
                 f"TransformerConfig.stillness must not be negative, got {self.stillness}"
-            )
-        if self.recall and not (self.anchor and self.stem == "conv"):
-            raise ValueError(
-                "TransformerConfig.recall brings back the first frame: it needs anchor=True and "
-                f"stem='conv', got anchor={self.anchor} and stem={self.stem!r}"
             )
         if self.head_dim % 2:
             raise ValueError(

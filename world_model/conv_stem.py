@@ -3,23 +3,18 @@
 A small transformer does not find motion from noise and attention alone: measured, it sits on a
 plateau for hundreds of steps, and with the previous frames' latents beside the noisy ones its loss
 falls fourfold in two hundred. The head predicts the clean frame as the previous frame plus a
-residual, so what stands still stays for free. With `recall` a gate chooses, place by place, the
-first frame instead: what was covered comes back as it was, and nothing fades.
+residual, so what stands still stays for free; residuals below `stillness` count as none, so it also
+stays for long.
 
 Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token
 width, N = B * T.
 """
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.config import NORM_GROUPS, TransformerConfig
-
-RECALL_BIAS = -3.0
-"""Logit of an untrained gate: closed."""
 
 
 class ResidualBlock(nn.Module):
@@ -94,15 +89,9 @@ class ConvHead(nn.Module):
         for parameter in self.conv.parameters():
             nn.init.zeros_(parameter)
         self.stillness = config.stillness
-        self.recall = nn.Conv2d(channels, 1, 3, padding=1) if config.recall else None
-        if self.recall is not None:
-            nn.init.zeros_(self.recall.weight)
-            nn.init.constant_(cast(Tensor, self.recall.bias), RECALL_BIAS)
 
-    def forward(
-        self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Read the clean frames (B, T, C, h, w), and the gate's logits (B, T, 1, h, w).
+    def forward(self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor) -> Tensor:
+        """Read the clean frames (B, T, C, h, w).
 
         Args:
             tokens: (B, T, L, D).
@@ -122,11 +111,7 @@ class ConvHead(nn.Module):
         residual: Tensor = self.conv(x).unflatten(0, (B, T))
         if self.stillness:
             residual = settled(residual, self.stillness)
-        frames = previous[:, :, -1] + residual
-        if self.recall is None:
-            return frames, None
-        logits: Tensor = self.recall(x).unflatten(0, (B, T))
-        return frames + opened(logits) * (previous[:, :, 0] - frames), logits
+        return previous[:, :, -1] + residual
 
 
 def settled(change: Tensor, least: float) -> Tensor:
@@ -136,8 +121,3 @@ def settled(change: Tensor, least: float) -> Tensor:
     """
     size = change.detach().square().mean(-3, keepdim=True).sqrt()
     return change - change.detach() * (size < least)
-
-
-def opened(logits: Tensor) -> Tensor:
-    """How far a gate is open: a sigmoid that reaches 0 and 1, for what leaks adds up."""
-    return (1.2 * logits.sigmoid() - 0.1).clamp(0.0, 1.0)

@@ -107,8 +107,6 @@ class Outputs:
     """(B, T, A, action size): velocity."""
     memory: tuple[LayerMemory, ...] | None
     trace: tuple[LayerTrace, ...] | None
-    gate: Tensor | None = None
-    """(B, T, 1, h, w): logits of where the first frame is shown again (`recall`)."""
 
 
 class Heads(NamedTuple):
@@ -232,14 +230,12 @@ class Mixture(nn.Module):
                 kept.append(LayerMemory(frames, delta))
             if record:
                 traced.append(LayerTrace(keys.k, keys.v, delta))
-        shown, gate = self._read_video(video, inputs) if video and predict else (None, None)
         return Outputs(
-            shown,
+            self._read_video(video, inputs) if video and predict else None,
             video.x if video else None,
             self._read_action(action) if action and predict else None,
             tuple(kept) if commit else None,
             tuple(traced) if record else None,
-            gate,
         )
 
     def hear(
@@ -380,15 +376,15 @@ class Mixture(nn.Module):
             certain = certain * inputs.actions_known
         return told * certain[:, :, None]
 
-    def _read_video(self, lane: Lane, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    def _read_video(self, lane: Lane, inputs: Inputs) -> Tensor:
         latents = cast(Tensor, inputs.latents)
         if isinstance(self.video.head, ConvHead):
             previous = cast(Tensor, inputs.previous)
-            read: tuple[Tensor, Tensor | None]
-            read = self.video.head(lane.x, lane.t, lane.features, previous)
-            return read
+            frames: Tensor = self.video.head(lane.x, lane.t, lane.features, previous)
+            return frames
         grid = (latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch)
-        return self.video.head(lane.x, lane.t[:, :, None], grid), None
+        velocity: Tensor = self.video.head(lane.x, lane.t[:, :, None], grid)
+        return velocity
 
     def _read_action(self, lane: Lane) -> Tensor:
         actions: Tensor = cast(ActionStream, self.action).head(lane.x)

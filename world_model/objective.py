@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kairos_env.world_model.flow import (
     NoiseLevels,
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from kairos_env.world_model.world_model import WorldConfig, WorldModel
 
 Metrics = dict[str, Tensor]
-# Mean squared distance of latents at which a place is no longer as it was.
-SAME = 0.02
 # Most batches train the policy, whose run needs no frames and costs a tenth of the others.
 ACTION_MODES: tuple[tuple[str, Mode], ...] = (
     *(("policy", POLICY),) * 6,
@@ -70,8 +67,6 @@ class LossConfig:
     robust_place: float = 0.2
     """The same for each place of a frame in dreams that are learned from: an object that the dream
     has lost is let go, and what stands still beside it goes on being corrected."""
-    gate_weight: float = 0.05
-    """Weight of what the head's gate is told: where the first frame is to be seen again."""
     heads_weight: float = 0.1
     action_weight: float = 0.1
     """Weight of the action stream's own loss (policy, inverse or joint, drawn per batch)."""
@@ -315,18 +310,7 @@ def video_loss(
         "video_mse": (guess * blind).sum() / count,
         "copy_mse": (stay * blind).sum() / count,
     }
-    if outputs.gate is not None:
-        gate = mean_over_clips(gate_error(outputs.gate.float(), truth), past.predicted())
-        total = total + world.config.loss.gate_weight * gate
-        metrics["gate_loss"] = gate.detach()
     return total, metrics
-
-
-def gate_error(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of the head's gate (B, T): open where a place is as in the first frame."""
-    distance = (truth - truth[:, :1]).square().mean(2, keepdim=True)
-    same = (-distance / SAME).exp()
-    return binary_cross_entropy_with_logits(logits, same, reduction="none").mean((2, 3, 4))
 
 
 def heads_loss(
