@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import interpolate
 
 from kairos_env.world_model.flow import (
     NoiseLevels,
@@ -36,6 +36,7 @@ from kairos_env.world_model.mixture import (
     LayerTrace,
     Mode,
 )
+from kairos_env.world_model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from kairos_env.world_model.world_model import WorldConfig, WorldModel
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 Metrics = dict[str, Tensor]
 # Decoding every dreamed frame would double the time of an update.
 SEEN_EVERY = 4
+# How much more a pixel of them counts that differs from the background.
+SEEN_WEIGHT = 2.0
 # Most batches train the policy, whose run needs no frames and costs a tenth of the others.
 ACTION_MODES: tuple[tuple[str, Mode], ...] = (
     *(("policy", POLICY),) * 6,
@@ -232,8 +235,8 @@ def unrolled_loss(
     )
     later, frames = truth[:, real:], frames.float()
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
-    if world.config.loss.picture_weight:
-        seen, rows = seen_error(world, frames, later, seeds)
+    if world.config.loss.picture_weight and isinstance(world.tokenizer, Tokenizer):
+        seen, rows = seen_error(world.tokenizer, frames, later, seeds)
         places = places.index_put(rows, world.config.loss.picture_weight * seen, accumulate=True)
     error = robust(places, world.config.loss.robust_place)
     error = frame_means(error, latent_weights(world, truth)[:, real:])
@@ -254,12 +257,12 @@ def unrolled_loss(
 
 
 def seen_error(
-    world: "WorldModel", frames: Tensor, truth: Tensor, seeds: Tensor
+    tokenizer: Tokenizer, frames: Tensor, truth: Tensor, seeds: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """How far decoded pictures are from those of the truth, place by place, in some frames.
 
     Args:
-        world: the model.
+        tokenizer: of the frames.
         frames: (B, N, C, h, w) as dreamed.
         truth: (B, N, C, h, w).
         seeds: (B,) int64, which decide the first of every clip's frames.
@@ -268,16 +271,16 @@ def seen_error(
         Weighted squared errors of colours (B, M, 1, h, w), and the rows (B, M) and columns (B, M)
         of the frames that they belong to.
     """
-    (B, N), tokenizer = frames.shape[:2], world.tokenizer
+    B, N = frames.shape[:2]
     columns = seeds[:, None] % SEEN_EVERY + torch.arange(0, N, SEEN_EVERY, device=seeds.device)
     columns = columns.clamp_max(N - 1)
     rows = torch.arange(B, device=seeds.device)[:, None].expand_as(columns)
     shown = tokenizer.decode_pixels(frames[rows, columns].flatten(0, 1))
     with torch.no_grad():
         right = tokenizer.decode_pixels(truth[rows, columns].flatten(0, 1))
-        weight = 1.0 + world.config.loss.foreground_weight * tokenizer.foreground(right)
+        weight = 1.0 + SEEN_WEIGHT * tokenizer.foreground(right)
     error = (weight * (shown - right).square()).mean(1, keepdim=True).float()
-    places = adaptive_avg_pool2d(error, frames.shape[-2:])
+    places = interpolate(error, frames.shape[-2:], mode="area")
     return places.unflatten(0, (B, -1)), (rows, columns)
 
 
