@@ -33,8 +33,8 @@ class CollectOptions:
     episodes: int = 100
     """How many the dataset shall hold."""
     policy: tuple[str, ...] = ("random",)
-    """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, visitor, or the path of an SB3
-    checkpoint; NOISE is the share of the time in which smooth noise acts instead."""
+    """NAME[@NOISE][:WEIGHT] ...: random, smooth, expert, visitor, loiterer, or the path of
+    an SB3 checkpoint; NOISE is the share of the time in which smooth noise acts instead."""
     workers: int = 1
     """Processes that record, or actors on --cluster."""
     cluster: str | None = None

@@ -66,7 +66,7 @@ class PolicySpec:
     """One policy of a mixture, as `kairos collect --policy` spells it."""
 
     name: str
-    """random, smooth, expert, visitor, or the path of a Stable-Baselines3 checkpoint."""
+    """random, smooth, expert, visitor, loiterer, or the path of a Stable-Baselines3 checkpoint."""
     weight: float = 1.0
     """Its share of the episodes, relative to the other policies."""
     noise: float = 0.0
@@ -131,11 +131,13 @@ def _make_plain(name: str, env: Env[Frame, Chunk]) -> Policy:
         return ExpertPolicy(env)
     if name == "visitor":
         return VisitorPolicy(env)
+    if name == "loiterer":
+        return LoitererPolicy(env)
     if Path(name).is_file():
         return CheckpointPolicy(Path(name), env)
     raise ValueError(
-        f"no policy {name!r}: expected random, smooth, expert, visitor or the path of a "
-        "Stable-Baselines3 checkpoint (a .zip file)"
+        f"no policy {name!r}: expected random, smooth, expert, visitor, loiterer or the path of "
+        "a Stable-Baselines3 checkpoint (a .zip file)"
     )
 
 
@@ -234,6 +236,15 @@ class VisitorPolicy(FollowedPolicy):
         from kairos_env.real.experts import visitor_for
 
         self._expert = visitor_for(self._env)
+
+
+class LoitererPolicy(VisitorPolicy):
+    """Stays about where the task is nearly done."""
+
+    def _forget(self) -> None:
+        from kairos_env.real.experts import loiterer_for
+
+        self._expert = loiterer_for(self._env)
 
 
 class DetourPolicy:

@@ -25,6 +25,9 @@ GAIN = 12.0
 # A visitor spends this share of its time with objects, and so many actions with each.
 VISITS = 0.8
 VISIT_ACTIONS = (8, 48)
+# A loiterer leaves its task where the two things are that near, in units, for so many visits.
+NEARLY = (0.27, 0.42)
+LOITERS = (3, 9)
 
 
 def simulated(env: "gymnasium.Env[Any, Any]") -> Any:
@@ -100,6 +103,39 @@ class Visitor:
             self._offset = rng.uniform(-1.2, 1.2, 2) * thing.radius
 
 
+class Loiterer(Visitor):
+    """Does its task until the two things that it brings together nearly meet, then goes visiting.
+
+    An expert ends the episode where things come together. Here they stay so for a while and are
+    disturbed, and then the task is taken up again.
+
+    Args:
+        expert: Of the task.
+        pair: Where the scene's state tells the places of the two things.
+    """
+
+    def __init__(self, expert: Expert, pair: tuple[slice, slice]) -> None:
+        super().__init__()
+        self._task, self._pair = expert, pair
+        self._visits = 0
+        self._near: float | None = None
+
+    def __call__(
+        self, env: "gymnasium.Env[Any, Any]", rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """A step of the task, or of a visit."""
+        if self._left == 0 and self._visits == 0:
+            state = _scene_state(env)
+            if self._near is None:
+                self._near = float(rng.uniform(*NEARLY))
+            one, other = (state[place] for place in self._pair)
+            if np.linalg.norm(one - other) > self._near:
+                return self._task(env, rng)
+            self._near, self._visits = None, int(rng.integers(*LOITERS))
+        self._visits -= self._left == 0
+        return super().__call__(env, rng)
+
+
 def visitor_for(env: "gymnasium.Env[Any, Any]") -> Visitor:
     """A visitor of an environment's objects.
 
@@ -112,6 +148,23 @@ def visitor_for(env: "gymnasium.Env[Any, Any]") -> Visitor:
             "it is for KairosReach-v0, KairosPush-v0 and KairosOcclude-v0. Use smooth or expert"
         )
     return Visitor()
+
+
+def loiterer_for(env: "gymnasium.Env[Any, Any]") -> Loiterer:
+    """A loiterer at the task of an environment.
+
+    Raises:
+        ValueError: The task does not bring a thing to a goal, or nobody says where they are.
+    """
+    scene = simulated(env)
+    places = {thing.name: thing.state_slice for thing in getattr(scene, "objects", ())}
+    name = getattr(env, "name", "")
+    if "goal" not in places or name not in _EXPERTS:
+        raise ValueError(
+            f"policy loiterer nearly brings something to a goal, and {env} does not say where they "
+            "are; it is for KairosReach-v0 and KairosPush-v0. Use smooth or expert"
+        )
+    return Loiterer(_EXPERTS[name], (places.get("block", places["agent"]), places["goal"]))
 
 
 def _scene_state(env: "gymnasium.Env[Any, Any]") -> Vector:

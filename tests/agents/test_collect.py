@@ -446,6 +446,18 @@ def test_a_visitor_shows_overlaps_and_contacts_that_a_wanderer_hardly_shows():
         assert shares_near("visitor", things, pixels) > 2 * shares_near("smooth", things, pixels)
 
 
+def test_a_loiterer_stays_where_the_task_is_nearly_done():
+    things, pixels = ("block", "goal"), 10.0
+    assert shares_near("loiterer", things, pixels) > 5 * shares_near("visitor", things, pixels)
+
+
+def test_a_loiterer_needs_a_goal_to_loiter_about():
+    env = make_real("KairosOcclude-v0")
+    with pytest.raises(ValueError, match="policy loiterer nearly brings something to a goal"):
+        make_policy(PolicySpec(name="loiterer"), env)
+    env.close()
+
+
 def test_a_visitor_needs_objects_to_visit(env):
     with pytest.raises(ValueError, match="policy visitor goes from object to object"):
         make_policy(PolicySpec(name="visitor"), env)
