@@ -23,8 +23,6 @@ from kairos_env.agents.imagine.config import ImagineConfig
 from kairos_env.agents.imagine.envs import acting_on_chunks
 from kairos_env.view import RANGE
 
-# Steps of a batch of environments together between two updates of PPO.
-PPO_ROLLOUT = 512
 LARGEST_BATCH = 256
 SAC_WARMUP = 512
 SAC_BUFFER = 100_000
@@ -119,7 +117,7 @@ class Learner:
 
 def make_ppo(config: ImagineConfig, env: VecEnv, batches: int = 1) -> PPO:
     """On-policy: the choice for pixels, and where steps are cheap."""
-    n_steps = max(min(PPO_ROLLOUT, config.round_steps) // (env.num_envs // batches), 2)
+    n_steps = max(min(config.rollout, config.round_steps) // (env.num_envs // batches), 2)
     rollout = n_steps * env.num_envs
     batch = max(size for size in range(2, LARGEST_BATCH + 1) if rollout % size == 0)
     return PPO(**_common(config, env), n_steps=n_steps, batch_size=batch, n_epochs=10)

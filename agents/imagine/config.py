@@ -39,6 +39,9 @@ class ImagineConfig:
     """Datasets whose episodes dreams begin from, at any moment; the world's own starts without."""
     starts: int = 2000
     """How many moments are drawn from the data."""
+    rollout: int = 512
+    """Steps of all dreams together between two updates of PPO. 8192 for tasks of several parts:
+    push is hardly learned with 512, in reality neither."""
     round_steps: int = 4096
     """Steps between two examinations; progress is kept after each."""
     exam_episodes: int = 20
@@ -57,7 +60,15 @@ class ImagineConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run can have."""
-        for name in ("envs", "horizon", "starts", "round_steps", "exam_episodes", "test_episodes"):
+        for name in (
+            "envs",
+            "horizon",
+            "starts",
+            "rollout",
+            "round_steps",
+            "exam_episodes",
+            "test_episodes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if self.dreamers is not None and (self.dreamers < 1 or self.algo != "ppo"):
