@@ -54,6 +54,10 @@ class EvolveConfig:
     """Dreams in one batch."""
     horizon: int = 16
     """Dreamed steps after which an episode is cut off and its future estimated."""
+    rollout: int = 512
+    """Steps of all dreams together between two updates of PPO; 8192 for tasks like push."""
+    gamma: float = 0.95
+    """Discount a step; 0.97 for tasks like push."""
     round_steps: int = 4096
     """Dreamed steps between two examinations in the real twin."""
     exam_episodes: int = 20
@@ -82,12 +86,15 @@ class EvolveConfig:
             "rounds",
             "episodes",
             "steps",
+            "rollout",
             "fidelity_episodes",
             "episode_steps",
             "threads",
         ):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 0 < self.gamma < 1:
+            raise ValueError(f"--gamma must lie between 0 and 1, got {self.gamma}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
         if self.size not in SIZES:

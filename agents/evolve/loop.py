@@ -223,6 +223,8 @@ def study_of(turn: Round) -> StudyConfig:
         envs=config.envs,
         horizon=config.horizon,
         data=turn.all_data,
+        rollout=config.rollout,
+        gamma=config.gamma,
         round_steps=config.round_steps,
         exam_episodes=config.exam_episodes,
         test_episodes=config.test_episodes,

@@ -154,6 +154,7 @@ def test_a_finished_run_does_nothing_twice_and_refuses_another(finished, monkeyp
     ("arguments", "said"),
     [
         (["--rounds", "0"], "at least 1"),
+        (["--gamma", "1"], "--gamma must lie between 0 and 1"),
         (["--updates", "1", "1", "1", "1"], "give both"),
         (["--further", "dream"], "must be among"),
         (["--size", "huge"], "no size"),
