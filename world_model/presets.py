@@ -55,8 +55,6 @@ PUBLISHED = {
 """Networks that `checkpoint.load_official` reads, by name."""
 
 
-STILLNESS = 0.15
-"""What the heads of new worlds take for standing still (`TransformerConfig.stillness`)."""
 PLACES = 32
 """Kinds of things whose places the heads look for."""
 
@@ -79,6 +77,8 @@ class Size:
     """Channels of the tokenizer for a 64-pixel frame; bigger frames get more halvings."""
     head_hidden: int
     half_life: tuple[float, float] = (2.0, 500.0)
+    stillness: float = 0.15
+    """What the head takes for standing still (`TransformerConfig.stillness`)."""
 
 
 SIZES = {
@@ -92,6 +92,8 @@ SIZES = {
         patch=2,
         tokenizer=(8, 8, 16),
         head_hidden=32,
+        # After a few updates every change is small; with a threshold nothing would ever move.
+        stillness=0.0,
     ),
     "small": Size(
         dim=160,
@@ -163,7 +165,7 @@ def world_config(
         stem="conv",
         previous_frames=3,
         anchor=True,
-        stillness=STILLNESS,
+        stillness=s.stillness,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
         actions_per_frame=actions_per_frame * temporal,
