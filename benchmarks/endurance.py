@@ -178,7 +178,7 @@ def report(run: Endurance, log: Json) -> Json:
         "pairs": run.pairs * len(late),
         "memory_growth": round(_growth(blocks), 4),
         "resident_mb": blocks[-1]["resident_mb"],
-        "resident_spread": round(max(max(m) / min(m) for m in _memory(blocks).values()) - 1, 4),
+        "memory_trend": round(_trend(blocks), 4),
         "processes": len({b["process"] for b in blocks}),
         "largest_deviation": max(b["largest_deviation"] for b in blocks),
         "in_space": log["in_space"],
@@ -205,15 +205,17 @@ def resident_bytes() -> int:
 
 
 def _growth(blocks: list[Json]) -> float:
-    """How much resident memory grew in a process, at worst: 0.01 is 1 %.
+    """How much resident memory grew after the first block of a process, at worst: 0.01 is 1 %."""
+    return max(max(mb) / mb[0] - 1.0 for mb in _memory(blocks).values())
 
-    Medians of its last and its first tenth: single blocks differ by what the allocator just holds.
-    """
-    growth = []
+
+def _trend(blocks: list[Json]) -> float:
+    """The same between the medians of a process's first and last tenth: what stayed."""
+    trends = []
     for mb in _memory(blocks).values():
         tenth = -(-len(mb) // 10)
-        growth.append(float(np.median(mb[-tenth:]) / np.median(mb[:tenth])) - 1.0)
-    return max(growth)
+        trends.append(float(np.median(mb[-tenth:]) / np.median(mb[:tenth])) - 1.0)
+    return max(trends)
 
 
 def _memory(blocks: list[Json]) -> dict[int, list[float]]:
