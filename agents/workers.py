@@ -17,6 +17,7 @@ from typing import Any
 
 from kairos_env.agents.collect import CollectError, Recipe, Recorder
 from kairos_env.agents.data.files import DiskFullError
+from kairos_env.agents.data.writer import staging_worker
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,14 @@ def _work(recipe: Recipe, root: Path, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     recorder: Recorder | None = None
     try:
-        recorder = Recorder(recipe)
-        one_thread()
-        while True:
-            pipe.send(_Recorded(recorder.stage(root, pipe.recv())))
+        with staging_worker(root):
+            # From here on the next collector waits for this process; before, it may have started.
+            if not _parent_lives():
+                return
+            recorder = Recorder(recipe)
+            one_thread()
+            while True:
+                pipe.send(_Recorded(recorder.stage(root, pipe.recv())))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent has finished, or is gone
     except Exception as error:
@@ -148,6 +153,11 @@ def _work(recipe: Recipe, root: Path, pipe: Connection) -> None:
     finally:
         if recorder is not None:
             recorder.close()
+
+
+def _parent_lives() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.is_alive()
 
 
 def one_thread() -> None:

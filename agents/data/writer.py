@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from kairos_env.agents.data.video import join
 
 EPISODES_PER_FILE = 100
 REQUEST = f"{FOLDER}/request.json"  # what is being collected, until info.json can say it
+_WRITER, _WORKERS = "lock", "workers"  # files that only serve as locks
 
 
 class DatasetWriter:
@@ -277,29 +279,59 @@ def _as_json(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def only_writer(root: Path) -> Iterator[None]:
+def only_writer(root: Path, *, patience: float = 60.0) -> Iterator[None]:
     """Hold the folder: a second collector on the same dataset gets an error instead of a mess.
 
-    The lock belongs to the process, so a kill releases it.
+    The lock belongs to the process, so a kill releases it. The workers of a collector that was
+    killed live on until they have finished their episode, and are waited for: an episode they stage
+    behind the back of the next collector would be left over.
+
+    Args:
+        root: The dataset's folder.
+        patience: Seconds to wait for such workers.
     """
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+b") as file:
-        _lock(file, root)
+    with (folder / _WRITER).open("a+b") as file:
+        if not _lock(file):
+            raise RuntimeError(
+                f"another process is collecting into {root}; wait for it or choose another folder"
+            )
+        _outlast_workers(folder, patience)
         sweep(root)
         yield
         if (root / fmt.INFO).is_file() and not staged_indices(root):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(file: io.BufferedRandom, root: Path) -> None:
+@contextlib.contextmanager
+def staging_worker(root: Path) -> Iterator[None]:
+    """What a worker process holds while it stages episodes for the folder's only writer."""
+    with (root / FOLDER / _WORKERS).open("a+b") as file:
+        _lock(file, shared=True)
+        yield
+
+
+def _outlast_workers(folder: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    with (folder / _WORKERS).open("a+b") as file:
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"workers of a collection that was killed still record into {folder.parent}; "
+                    "run the same command again when their episodes are finished, or kill them"
+                )
+            time.sleep(0.02)
+
+
+def _lock(file: io.BufferedRandom, *, shared: bool = False) -> bool:
+    """Take the lock of an open file, until it is closed; whether nobody else has it."""
     if os.name != "posix":  # without flock two writers are the user's care
-        return
+        return True
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RuntimeError(
-            f"another process is collecting into {root}; wait for it or choose another folder"
-        ) from error
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

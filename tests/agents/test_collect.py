@@ -87,24 +87,42 @@ def test_a_killed_collection_resumes_to_the_same_bytes(tmp_path):
     collect(ENV, episodes=10, out=whole, **SMALL, **slow)
     process = run_cli(broken, episodes=10, **slow)
     # Killed with one file written and more episodes on their way.
-    wait_for(lambda: (broken / "meta/info.json").exists() and list(broken.rglob("episode-*.npz")))
+    wait_for(lambda: (broken / "meta/info.json").exists() and staged(broken))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     survived = len(open_dataset(broken))
     assert 3 <= survived < 10
     (broken / ".unfinished" / "episode-000009.npz.1.partial").write_bytes(b"half")
-    wait_for(lambda: lock_is_free(broken))
     report = collect(ENV, episodes=10, out=broken, **SMALL, **slow)
     assert report.new_episodes <= 10 - survived
     assert contents(broken) == contents(whole)
 
 
-def lock_is_free(root):
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the workers")
+def test_workers_that_outlive_their_collector_are_waited_for(reference, tmp_path):
+    process = run_cli(tmp_path, episodes=7)
+    wait_for(lambda: staged(tmp_path))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in map(int, children):
+        os.kill(child, signal.SIGSTOP)  # as slow as a worker can be
+    process.kill()
+    process.wait()
     try:
-        with only_writer(root):
-            return True
-    except RuntimeError:
-        return False
+        with (
+            pytest.raises(RuntimeError, match="workers of a collection that was killed"),
+            only_writer(tmp_path, patience=0.1),
+        ):
+            pass
+    finally:
+        for child in map(int, children):
+            os.kill(child, signal.SIGCONT)
+    process.communicate()
+    collect(ENV, episodes=7, out=tmp_path, **SMALL)
+    assert contents(tmp_path) == contents(reference)
+
+
+def staged(root):
+    return list(root.rglob("episode-*.npz"))
 
 
 def test_ctrl_c_keeps_what_was_recorded_and_says_how_to_go_on(tmp_path):
