@@ -26,6 +26,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kairos_env.agents.training.allocator import keep_freed_memory
 from kairos_env.benchmarks.efficiency.flops import step_operations
 from kairos_env.benchmarks.endurance import Endurance
 from kairos_env.benchmarks.machine import results_folder, write_results
@@ -233,7 +234,8 @@ def _operations(envs: DreamVectorEnv) -> int:
 
 
 def endure(world: World, bench: EnvironmentBench, bar: Bar) -> list[Json]:
-    """The long runs."""
+    """The long runs, with freed memory kept: else glibc's heap is now larger, now smaller."""
+    keep_freed_memory()
     rows = []
     for dreams in bench.long_batches:
         task = bar.add_task(f"{dreams} dreams", total=bench.steps)
