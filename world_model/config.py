@@ -130,6 +130,9 @@ class TransformerConfig:
     """The change from frame to frame, as root mean square over the channels of a latent, that the
     convolutional head takes for none: below it a place stays as it was, to the bit. Small errors in
     what stands still then cannot pile up over a long dream."""
+    second_look: float = 0.0
+    """Noise level at which the convolutional stem and head read their own prediction once more and
+    put right what has changed; the layers between are not run again. 0: they do not."""
     actions_per_frame: int = 1
     action_conditions_time: bool = False
     """Also add a frame's actions to its noise-level embedding, beside the attention path (small
@@ -170,6 +173,11 @@ class TransformerConfig:
         if not self.stillness >= 0:
             raise ValueError(
                 f"TransformerConfig.stillness must not be negative, got {self.stillness}"
+            )
+        if not 0 <= self.second_look < 1 or (self.second_look and self.stem != "conv"):
+            raise ValueError(
+                "TransformerConfig.second_look must be a noise level from 0 up to, not including, "
+                f"1, and above 0 only for stem 'conv', got {self.second_look} for {self.stem!r}"
             )
         if self.head_dim % 2:
             raise ValueError(

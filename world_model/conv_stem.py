@@ -62,13 +62,17 @@ class ConvStem(nn.Module):
         Returns:
             Tokens (B, T, L, D) and features (N, channels, h, w).
         """
-        B, T = latents.shape[:2]
-        x = torch.cat([latents[:, :, None], previous], dim=2).flatten(2, 3).flatten(0, 1)
-        x = self.conv(x)
+        x = self.features(latents, previous, t)
+        tokens = self.patch(x).flatten(2).transpose(1, 2)  # (N, L, D)
+        return tokens.unflatten(0, latents.shape[:2]), x
+
+    def features(self, latents: Tensor, previous: Tensor, t: Tensor) -> Tensor:
+        """The feature map alone."""
+        frames = torch.cat([latents[:, :, None], previous], dim=2).flatten(2, 3).flatten(0, 1)
+        x: Tensor = self.conv(frames)
         for block in self.blocks:
             x = block(x, t.flatten(0, 1))
-        tokens = self.patch(x).flatten(2).transpose(1, 2)  # (N, L, D)
-        return tokens.unflatten(0, (B, T)), x
+        return x
 
 
 class ConvHead(nn.Module):

@@ -32,7 +32,7 @@ from kairos_env.kernels.window_attention.op import window_attention
 from kairos_env.world_model.attention import Attention, grid_rotation
 from kairos_env.world_model.conditioning import two_layers
 from kairos_env.world_model.config import TransformerConfig
-from kairos_env.world_model.conv_stem import ConvHead
+from kairos_env.world_model.conv_stem import ConvHead, ConvStem
 from kairos_env.world_model.delta_net import DeltaState, GatedDeltaNet
 from kairos_env.world_model.state import LayerMemory
 from kairos_env.world_model.transformer import (
@@ -258,6 +258,27 @@ class Mixture(nn.Module):
                 visit.leave(visit.attention.combine(self._window(i, past, None)(*heads)))
         return tuple(heard)
 
+    def look_again(self, inputs: Inputs, tokens: Tensor) -> Tensor:
+        """Read frames by stem and head alone, with the tokens of an earlier pass.
+
+        Args:
+            inputs: with the latents (and their noise level) to look at.
+            tokens: (B, T, L, D), `Outputs.tokens` of the earlier pass.
+
+        Returns:
+            Clean frames (B, T, C, h, w).
+        """
+        stem, head = self.video.embed, self.video.head
+        latents, previous, noise = inputs.latents, inputs.previous, inputs.video_noise
+        if not isinstance(stem, ConvStem) or latents is None or previous is None or noise is None:
+            raise ValueError(
+                "a second look needs a convolutional stem, and latents with their noise level and "
+                "the frames before them"
+            )
+        t = self._video_time(inputs, noise, FORWARD)
+        frames: Tensor = head(tokens, t, stem.features(latents, previous, t), previous)
+        return frames
+
     def _layer(
         self, i: int, video: Lane | None, action: Lane | None, mode: Mode, past: Past, record: bool
     ) -> tuple[Heads, DeltaState | None]:
@@ -313,9 +334,7 @@ class Mixture(nn.Module):
         if latents is None or noise is None:
             raise ValueError("a mode that runs the video stream needs latents and video_noise")
         stream = self.video
-        t = stream.noise.embed(TIMESTEPS * noise)  # (B, T, D)
-        if self.action_to_time is not None and mode.video_sees_actions:
-            t = t + self._told(inputs)
+        t = self._video_time(inputs, noise, mode)
         features = None
         if isinstance(stream.embed, LookbackEmbed):
             x = stream.embed(latents, cast(Tensor, inputs.previous))
@@ -327,6 +346,13 @@ class Mixture(nn.Module):
         place = torch.arange(x.shape[2], device=x.device)
         rotation = self._rotation(inputs, x.shape[1], place // side, place % side)
         return self._lane(stream, inputs, x, t, rotation, features)
+
+    def _video_time(self, inputs: Inputs, noise: Tensor, mode: Mode) -> Tensor:
+        """What frames' noise levels, and their actions, say: (B, T, D)."""
+        t: Tensor = self.video.noise.embed(TIMESTEPS * noise)
+        if self.action_to_time is not None and mode.video_sees_actions:
+            t = t + self._told(inputs)
+        return t
 
     def _action_lane(self, inputs: Inputs) -> Lane | None:
         stream = self.action

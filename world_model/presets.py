@@ -79,6 +79,8 @@ class Size:
     half_life: tuple[float, float] = (2.0, 500.0)
     stillness: float = 0.15
     """What the head takes for standing still (`TransformerConfig.stillness`)."""
+    second_look: float = 0.8
+    """`TransformerConfig.second_look`."""
 
 
 SIZES = {
@@ -94,6 +96,7 @@ SIZES = {
         head_hidden=32,
         # After a few updates every change is small; with a threshold nothing would ever move.
         stillness=0.0,
+        second_look=0.0,
     ),
     "small": Size(
         dim=160,
@@ -166,6 +169,7 @@ def world_config(
         previous_frames=3,
         anchor=True,
         stillness=s.stillness,
+        second_look=s.second_look,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
         actions_per_frame=actions_per_frame * temporal,

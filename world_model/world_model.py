@@ -32,7 +32,7 @@ from kairos_env.world_model.flow import (
 )
 from kairos_env.world_model.heads import Heads, HeadsConfig, calibrated
 from kairos_env.world_model.history import at_last, led_by, slide, together
-from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Heard, Inputs, Mixture
+from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Heard, Inputs, Mixture, Outputs
 from kairos_env.world_model.noise import counter_normal
 from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
 from kairos_env.world_model.published.imported import ImportedConfig
@@ -390,26 +390,45 @@ class WorldModel(nn.Module):
         shape = (F, *self.config.latent_shape)
         eps = counter_normal(state.seed, state.frame, shape, stream=VIDEO_NOISE)
         told = torch.zeros(B, F, device=eps.device)
-        previous = state.previous[:, None].expand(B, F, *state.previous.shape[1:])
+        eps = eps.to(state.previous)
+        inputs = Inputs(
+            first_frame=state.frame,
+            previous=state.previous[:, None].expand(B, F, *state.previous.shape[1:]),
+            actions=actions,
+            action_noise=told,
+            text=state.text,
+            text_mask=state.text_mask,
+        )
+        last: Outputs
 
         def velocity(z: Tensor, s: Tensor) -> Tensor:
+            nonlocal last
             level = s.expand(B, F).to(z)
-            inputs = Inputs(
-                first_frame=state.frame,
-                latents=z,
-                previous=previous,
-                video_noise=level,
-                actions=actions,
-                action_noise=told,
-                text=state.text,
-                text_mask=state.text_mask,
+            last = self.mixture(
+                dataclasses.replace(inputs, latents=z, video_noise=level),
+                FORWARD,
+                chunk_frames=F,
+                memory=state.layers,
+                heard=heard,
             )
-            outputs = self.mixture(
-                inputs, FORWARD, chunk_frames=F, memory=state.layers, heard=heard
-            )
-            return self._velocity(outputs.video, z, level)
+            return self._velocity(last.video, z, level)
 
-        return sample(velocity, eps.to(state.previous), Schedule(steps=steps))
+        frames = sample(velocity, eps, Schedule(steps=steps))
+        return self._look_again(last, inputs, eps) if self.mixture.config.second_look else frames
+
+    def _look_again(self, first: Outputs, inputs: Inputs, eps: Tensor) -> Tensor:
+        """Frames as a second look sees them where they changed, as the first saw them elsewhere."""
+        frames, tokens, previous = first.video, first.tokens, inputs.previous
+        assert frames is not None
+        assert tokens is not None
+        assert previous is not None
+        frames = frames.to(eps)
+        level = torch.full(frames.shape[:2], self.mixture.config.second_look, device=eps.device)
+        level = level.to(eps)
+        inputs = dataclasses.replace(inputs, latents=noise(frames, eps, level), video_noise=level)
+        second = self.mixture.look_again(inputs, tokens).to(eps)
+        changed = (frames != previous[:, :, -1]).any(2, keepdim=True)
+        return torch.where(changed, second, frames)
 
     def _commit(
         self,
