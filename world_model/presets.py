@@ -96,7 +96,6 @@ SIZES = {
         head_hidden=32,
         # After a few updates every change is small; with a threshold nothing would ever move.
         stillness=0.0,
-        second_look=0.0,
     ),
     "small": Size(
         dim=160,

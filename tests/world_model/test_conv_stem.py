@@ -1,6 +1,7 @@
-"""The convolutional head: what stands still stays exactly, and can move again."""
+"""The convolutional head: what stands still stays exactly; a second look corrects the rest."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from kairos_env.world_model.config import TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead, settled
+from kairos_env.world_model.mixture import FORWARD, Inputs
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
 
@@ -65,17 +67,65 @@ def test_a_change_can_grow_out_of_the_zone_in_which_it_counts_as_none() -> None:
 
 
 def test_a_dream_in_which_nothing_is_seen_to_move_is_the_same_frame_for_ever() -> None:
-    plain = make_world()
-    shape = dataclasses.replace(plain.config.transformer, stillness=1e3)
-    world = WorldModel(dataclasses.replace(plain.config, transformer=shape))
-    torch.nn.init.normal_(world.mixture.video.head.conv.weight)
+    world = make_world(stillness=1e3)
     clips = make_clips(2, 6)
     latents = world.tokenizer.encode(clips["frames"])
     latents = world.rollout(latents, clips["actions"], real=2, seeds=torch.arange(2))
-    torch.testing.assert_close(latents[:, 2:], latents[:, 1:2].expand(-1, 4, -1, -1, -1))
+    assert torch.equal(latents[:, 2:], latents[:, 1:2].expand(-1, 4, -1, -1, -1))
 
 
 def test_a_negative_stillness_is_refused() -> None:
     config = world_config("tiny", action_size=2, state_size=0).transformer
     with pytest.raises(ValueError, match=r"stillness must not be negative, got -0\.1"):
         dataclasses.replace(config, stillness=-0.1)
+
+
+def dreamed(**shape: float) -> tuple[WorldModel, Tensor, Tensor]:
+    """A world of such a shape, frames before a dream and the first one dreamed."""
+    world = make_world(**shape)
+    clips = make_clips(2, 4)
+    latents = world.tokenizer.encode(clips["frames"])
+    frames = world.rollout(latents, clips["actions"], real=3, seeds=torch.arange(2))
+    return world, latents[:, 2], frames[:, 3]
+
+
+def test_a_second_look_touches_only_what_changed() -> None:
+    _, before, once = dreamed(stillness=0.4, second_look=0.0)
+    _, _, twice = dreamed(stillness=0.4, second_look=0.5)
+    still = (once == before).all(1, keepdim=True).expand_as(once)
+    assert 0.1 < still.float().mean() < 0.9
+    assert torch.equal(twice[still], before[still])
+    assert not torch.isclose(twice[~still], once[~still]).all()
+
+
+def test_a_second_look_is_a_pass_whose_layers_repeat_what_they_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, _, frames = dreamed(second_look=0.5)
+    mixture = world.mixture
+    calls = []
+
+    def whole_pass(inputs: Inputs, said: Tensor) -> Tensor:
+        """The slow way: all layers are run, and what they said before is put in at the end."""
+        calls.append(said)
+        read = mixture._read_video
+        with monkeypatch.context() as patched:
+            put_in = lambda lane, seen: read(dataclasses.replace(lane, x=said), seen)  # noqa: E731
+            patched.setattr(mixture, "_read_video", put_in)
+            memory = mixture.empty_memory(len(said))
+            frames: Tensor = mixture(inputs, FORWARD, chunk_frames=1, memory=memory).video
+        return frames
+
+    monkeypatch.setattr(mixture, "look_again", whole_pass)
+    clips = make_clips(2, 4)
+    latents = world.tokenizer.encode(clips["frames"])
+    slow = world.rollout(latents, clips["actions"], real=3, seeds=torch.arange(2))
+    torch.testing.assert_close(slow[:, 3], frames)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("shape", [{"second_look": 1.0}, {"second_look": 0.5, "stem": "patch"}])
+def test_a_second_look_that_cannot_be_taken_is_refused(shape: dict[str, Any]) -> None:
+    config = world_config("tiny", action_size=2, state_size=0).transformer
+    with pytest.raises(ValueError, match="second_look must be a noise level"):
+        dataclasses.replace(config, **shape)

@@ -3,6 +3,8 @@
 Legend: B clips or dreams, T frames, K actions a step, F frames a step, A = K / F actions a frame.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,11 @@ from kairos_env.world_model.world_model import WorldModel
 ACTIONS, STATES, K = 2, 3, 4
 
 
-def make_world(*, frames_per_chunk: int = 1, seed: int = 0) -> WorldModel:
-    """A tiny world in which nothing is zero, as much of it is at initialisation."""
+def make_world(*, frames_per_chunk: int = 1, seed: int = 0, **shape: float) -> WorldModel:
+    """A tiny world in which nothing is zero, as much of it is at initialisation.
+
+    `shape` names fields of `TransformerConfig`.
+    """
     config = world_config(
         "tiny",
         action_size=ACTIONS,
@@ -22,6 +27,8 @@ def make_world(*, frames_per_chunk: int = 1, seed: int = 0) -> WorldModel:
         chunk=K,
         frames_per_chunk=frames_per_chunk,
     )
+    transformer = dataclasses.replace(config.transformer, **shape)
+    config = dataclasses.replace(config, transformer=transformer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         world = WorldModel(config)
