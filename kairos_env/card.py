@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kairos_env.manifest import Manifest
+from kairos_env.remake import runs_of
 
 DEAF = (
     "The video of this world does not answer to actions: it was imported from a network that never "
@@ -53,12 +54,24 @@ env = gym.make("Kairos-v0", world="{manifest.name}")  # or the path of this fold
 
 ## How it was made
 
-{_table(manifest.provenance)}
-
+{_made(manifest)}
 ## Measured against the truth
 
 {_table(manifest.fidelity)}
 """
+
+
+def _made(manifest: Manifest) -> str:
+    """Every training run, the first one first."""
+    runs = runs_of(manifest.provenance)
+    text = ""
+    for number, run in enumerate(runs, start=1):
+        if len(runs) > 1:
+            text += f"### Run {number} of {len(runs)}\n\n"
+        text += f"{_table(run)}\n\n"
+    if any("command" in run for run in runs):
+        text += f"All of it again: `kairos worlds {manifest.name} --remake | sh`\n\n"
+    return text
 
 
 def _inline(kwargs: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """`kairos worlds`: the bundled worlds and what was measured of them."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.table import Table
 
 from kairos_env.card import flat
 from kairos_env.catalogue import BUNDLED, UNTRAINED, bundled_worlds, default_world, find_world
+from kairos_env.remake import remake_script, runs_of
 from kairos_env.terminal import run_command
 from kairos_env.worlds import read_manifest
 
@@ -20,6 +23,8 @@ class WorldsOptions:
 
     world: tyro.conf.Positional[str | None] = None
     """A world to describe: a bundled one's name, a folder, or OWNER/NAME on the hub."""
+    remake: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print a shell script that records the world's data and trains it again: pipe it into sh."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +37,12 @@ def main(argv: Sequence[str]) -> int:
 def run(options: WorldsOptions) -> None:
     """Print one world or all."""
     world = options.world
+    if world == UNTRAINED:
+        raise ValueError(f"{UNTRAINED} is built with random weights: no world.json describes it")
+    if options.remake:
+        manifest = read_manifest(find_world(default_world() if world is None else world))
+        sys.stdout.write(remake_script(manifest))
+        return
     Console().print(overview() if world is None else details(find_world(world)))
 
 
@@ -67,7 +78,9 @@ def details(folder: Path) -> Table:
     table.add_row("horizon", f"{e.horizon} steps of {e.seconds_per_step:g} s")
     table.add_row("reward", e.reward)
     table.add_row("termination", e.termination)
-    for title, values in (("made", manifest.provenance), ("measured", manifest.fidelity)):
+    runs = runs_of(manifest.provenance)
+    told = [(f"made, run {n}" if len(runs) > 1 else "made", run) for n, run in enumerate(runs, 1)]
+    for title, values in (*told, ("measured", manifest.fidelity)):
         for name, value in flat(values):
             table.add_row(f"{title}: {name}", value)
     return table

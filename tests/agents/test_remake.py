@@ -1,0 +1,114 @@
+"""A world's world.json suffices to make it again."""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_envs  # noqa: F401 (registers the environments)
+import torch
+
+from kairos_env import cli
+from kairos_env.manifest import Manifest
+from kairos_env.remake import RemakeError, remake_script, runs_of
+from kairos_env.worlds import load_world
+
+COMMON = ["--seed", "3", "--threads", "1", "--name", "ball", "--description", "A ball."]
+
+
+def commands(script: str) -> list[list[str]]:
+    """What a script runs, without the name of the program."""
+    lines = [shlex.split(line) for line in script.splitlines() if line.startswith("kairos ")]
+    return [line[1:] for line in lines]
+
+
+def run(*arguments: object) -> None:
+    """A command as from a shell: what stands on the command line is recorded."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["kairos", *map(str, arguments)])
+        assert cli.main() == 0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world of two runs, the second with one dataset more and a budget in minutes."""
+    root = tmp_path_factory.mktemp("made")
+    collect = ["collect", "TinyBall-v0", "--frame-size", 16, "--chunk", 2, "--horizon", 12]
+    run(*collect, "--episodes", 14, "--policy", "smooth@0.2:0.5", "random", "--out", root / "a")
+    run(*collect, "--episodes", 12, "--seed", 5, "--out", root / "b")
+    stages = ["--stages", "tokenizer", "dynamics", "--steps", 4, 3]
+    run("train", root / "a", "--out", root / "first", "--size", "tiny", *stages, *COMMON)
+    more = ["--from", root / "first", "--stages", "dynamics", "--steps", 2]
+    run("train", root / "a", root / "b", "--out", root / "second", *more, *COMMON)
+    return root / "second"
+
+
+def test_a_world_is_made_again_to_the_bit(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["worlds", str(made), "--remake"]) == 0
+    steps = commands(capsys.readouterr().out)
+    assert [step[0] for step in steps] == ["collect", "train", "collect", "train"]
+    monkeypatch.chdir(tmp_path)
+    for step in steps:
+        run(*step)
+    again, before = load_world("ball/world"), load_world(made)
+    weights = before.model.state_dict()
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert again.manifest.environment == before.manifest.environment
+
+
+def changed(world: Path, **provenance: object) -> Manifest:
+    manifest = load_world(world).manifest
+    return dataclasses.replace(manifest, provenance=manifest.provenance | provenance)
+
+
+def test_minutes_become_the_updates_that_they_came_to(made: Path) -> None:
+    command = ["kairos", "train", "a", "b", "--minutes", "5", "--out", "x", "--from", "y"]
+    last = commands(remake_script(changed(made, command=command)))[-1]
+    assert "--minutes" not in last
+    assert last[last.index("--steps") + 1] == "2"
+    assert last[last.index("--from") + 1] == "ball/run-1"
+
+
+def test_runs_stand_in_the_order_in_which_they_were_made(made: Path) -> None:
+    first, second = runs_of(load_world(made).manifest.provenance)
+    assert [stage["stage"] for stage in first["stages"]] == ["tokenizer", "dynamics"]
+    assert [stage["stage"] for stage in second["stages"]] == ["dynamics"]
+    card = (made / "README.md").read_text()
+    assert card.index("### Run 1 of 2") < card.index("### Run 2 of 2")
+    assert "`kairos worlds ball --remake | sh`" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": None}, "of which data"),
+        ({"command": ["kairos", "curriculum", "a"]}, "made by kairos curriculum a"),
+        ({"data": {"episodes": 3, "recipe": {"policies": None}}}, "not recorded by"),
+        (
+            {
+                "data": {
+                    "episodes": 3,
+                    "recipe": {
+                        "policies": [{"name": "ppo.zip", "sha256": "0"}],
+                        "environment": {"id": "E"},
+                    },
+                }
+            },
+            "ppo.zip acted",
+        ),
+    ],
+)
+def test_what_cannot_be_made_again_is_named(
+    made: Path, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(RemakeError, match=words):
+        remake_script(changed(made, **changes))
+
+
+def test_without_weights_there_is_nothing_to_make(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["worlds", "untrained", "--remake"]) == 2
+    assert "random weights" in capsys.readouterr().err
