@@ -29,7 +29,7 @@ def remake_script(manifest: Manifest) -> str:
         RemakeError: A run or its data cannot be had again by a command.
     """
     folder, runs = manifest.name, runs_of(manifest.provenance)
-    commands: list[Sequence[str]] = []
+    commands: list[str] = []
     recorded: dict[str, str] = {}  # what a dataset holds, and where it will be
     called = ["--name", manifest.name, "--description", manifest.description]
     made = None
@@ -37,10 +37,12 @@ def remake_script(manifest: Manifest) -> str:
         for key, part in _datasets(run):
             if key not in recorded:
                 recorded[key] = f"{folder}/data-{len(recorded) + 1}"
-                commands.append(_collect(part, recorded[key]))
+                commands.append(shlex.join(_collect(part, recorded[key])))
         data = [recorded[key] for key, _ in _datasets(run)]
         out = f"{folder}/world" if number == len(runs) else f"{folder}/run-{number}"
-        commands.append(_train(run, data, made, out) + called)
+        commands.append(shlex.join(_train(run, data, made, out) + called))
+        if "after" in run:
+            commands.append(f"# After this run, by hand: {run['after']}")
         made = out
     seconds = sum(run.get("training_seconds", 0.0) for run in runs)
     versions = sorted({f"{k} {v}" for run in runs for k, v in run.get("versions", {}).items()})
@@ -51,7 +53,7 @@ def remake_script(manifest: Manifest) -> str:
             f"training runs, {seconds / 60:.0f} minutes of training where it was made",
             f"# ({', '.join(versions)}). Stopped, it goes on where it stood.",
             "set -eu",
-            *map(shlex.join, commands),
+            *commands,
             "",
         ]
     )

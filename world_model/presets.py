@@ -79,7 +79,7 @@ class Size:
     half_life: tuple[float, float] = (2.0, 500.0)
     stillness: float = 0.15
     """What the head takes for standing still (`TransformerConfig.stillness`)."""
-    second_look: float = 0.8
+    second_look: float = 0.85
     """`TransformerConfig.second_look`."""
 
 

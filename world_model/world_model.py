@@ -384,7 +384,15 @@ class WorldModel(nn.Module):
         )
         return self.mixture.hear(inputs, state.layers, chunk_frames=actions.shape[1])
 
-    def _dream(self, state: DreamState, actions: Tensor, heard: Heard | None, steps: int) -> Tensor:
+    def _dream(
+        self,
+        state: DreamState,
+        actions: Tensor,
+        heard: Heard | None,
+        steps: int,
+        *,
+        look_again: bool = True,
+    ) -> Tensor:
         """Denoise the frames of one chunk: (B, F, C, h, w)."""
         B, F = actions.shape[:2]
         shape = (F, *self.config.latent_shape)
@@ -418,7 +426,7 @@ class WorldModel(nn.Module):
             assert last.video is not None
             # The same, without the rounding of the way there: what stands still stays to the bit.
             frames = last.video.to(eps)
-        if not self.mixture.config.second_look:
+        if not (look_again and self.mixture.config.second_look):
             return frames
         return self._look_again(frames, last, inputs, eps)
 
@@ -665,7 +673,8 @@ class WorldModel(nn.Module):
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
-            dreamed = self._dream(state, chunk, heard, self.config.denoise_steps)
+            # Trained through, a second look learns to hedge as the first one does (decision 0008).
+            dreamed = self._dream(state, chunk, heard, self.config.denoise_steps, look_again=False)
             state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)

@@ -73,6 +73,11 @@ def test_minutes_become_the_updates_that_they_came_to(made: Path) -> None:
     assert last[last.index("--from") + 1] == "ball/run-1"
 
 
+def test_what_was_changed_by_hand_is_said(made: Path) -> None:
+    script = remake_script(changed(made, after="the threshold was halved"))
+    assert script.rstrip().endswith("# After this run, by hand: the threshold was halved")
+
+
 def test_runs_stand_in_the_order_in_which_they_were_made(made: Path) -> None:
     first, second = runs_of(load_world(made).manifest.provenance)
     assert [stage["stage"] for stage in first["stages"]] == ["tokenizer", "dynamics"]
