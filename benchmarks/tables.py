@@ -497,7 +497,15 @@ def endurance_table(root: Path) -> str:
         "observations in their space",
         "largest state, deviations",
     ]
-    return markdown(head, rows) if rows else "Not measured yet.\n"
+    if not rows:
+        return "Not measured yet.\n"
+    # A long run may have been measured by itself: then it says where it comes from.
+    origins = [
+        origin({**result, **{k: row[k] for k in ("commit", "command") if k in row}})
+        for result in results("environment", root)
+        for row in result["long"]
+    ]
+    return markdown(head, rows) + "".join(dict.fromkeys(origins))
 
 
 def dial_table(root: Path) -> str:
