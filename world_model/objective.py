@@ -230,8 +230,14 @@ def unrolled_loss(
         seeds: (B,) int64, of the dreams.
     """
     truth = clips["latents"].float()
+    # Trained through, a second look learns to hedge as the first one does (decision 0008).
     frames, tokens = world.unroll(
-        truth, clips["actions"], real=real, seeds=seeds, words=clips.get("words")
+        truth,
+        clips["actions"],
+        real=real,
+        seeds=seeds,
+        words=clips.get("words"),
+        look_again=False,
     )
     later, frames = truth[:, real:], frames.float()
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)

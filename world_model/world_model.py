@@ -652,6 +652,7 @@ class WorldModel(nn.Module):
         real: int,
         seeds: Tensor,
         words: Tensor | None = None,
+        look_again: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Dream clips on after `real` true frames, gradients kept.
 
@@ -661,6 +662,7 @@ class WorldModel(nn.Module):
             real: True frames to begin with.
             seeds: (B,) int64.
             words: What the clips were told, tokenized.
+            look_again: As a dream does, where the world has a second look.
 
         Returns:
             The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
@@ -673,8 +675,8 @@ class WorldModel(nn.Module):
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
-            # Trained through, a second look learns to hedge as the first one does (decision 0008).
-            dreamed = self._dream(state, chunk, heard, self.config.denoise_steps, look_again=False)
+            steps = self.config.denoise_steps
+            dreamed = self._dream(state, chunk, heard, steps, look_again=look_again)
             state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)
