@@ -34,11 +34,12 @@ def remake_script(manifest: Manifest) -> str:
     called = ["--name", manifest.name, "--description", manifest.description]
     made = None
     for number, run in enumerate(runs, start=1):
-        for key, part in _datasets(run):
+        datasets = list(_datasets(run))
+        for key, part in datasets:
             if key not in recorded:
                 recorded[key] = f"{folder}/data-{len(recorded) + 1}"
                 commands.append(shlex.join(_collect(part, recorded[key])))
-        data = [recorded[key] for key, _ in _datasets(run)]
+        data = [recorded[key] for key, _ in datasets]
         out = f"{folder}/world" if number == len(runs) else f"{folder}/run-{number}"
         commands.append(shlex.join(_train(run, data, made, out) + called))
         if "after" in run:

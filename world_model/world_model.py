@@ -435,8 +435,7 @@ class WorldModel(nn.Module):
         tokens, previous = last.tokens, inputs.previous
         assert tokens is not None
         assert previous is not None
-        level = torch.full(frames.shape[:2], self.mixture.config.second_look, device=eps.device)
-        level = level.to(eps)
+        level = eps.new_full(frames.shape[:2], self.mixture.config.second_look)
         inputs = dataclasses.replace(inputs, latents=noise(frames, eps, level), video_noise=level)
         second = self.mixture.look_again(inputs, tokens).to(eps)
         changed = (frames != previous[:, :, -1]).any(2, keepdim=True)
@@ -671,11 +670,10 @@ class WorldModel(nn.Module):
         F = self.config.latents_per_chunk
         told = self.tell(words, len(latents))
         state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
-        frames, tokens = [], []
+        frames, tokens, steps = [], [], self.config.denoise_steps
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
-            steps = self.config.denoise_steps
             dreamed = self._dream(state, chunk, heard, steps, look_again=look_again)
             state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
