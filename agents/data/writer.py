@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class DatasetWriter:
             info = read_json(root / fmt.INFO)
             self._agree(info.get("kairos"), info["features"])
             self._read_rows(info["total_episodes"])
+            # A kill between info.json and the last of these leaves episodes that are in the files.
+            self._unstage(index for index in staged_indices(root) if index < self.num_episodes)
         elif (root / REQUEST).is_file():
             request = read_json(root / REQUEST)
             self._agree(request["kairos"], request["features"])
@@ -139,7 +141,10 @@ class DatasetWriter:
         write_table(self.root / fmt.TASKS, task_table(self._tasks))
         write_json(self.root / fmt.STATS, self._pooled(), durable=True)
         write_json(self.root / fmt.INFO, self._info(), durable=True)
-        for index in range(first, stop):
+        self._unstage(range(first, stop))
+
+    def _unstage(self, indices: Iterable[int]) -> None:
+        for index in indices:
             staged_path(self.root, index).unlink()
 
     def _row(

@@ -98,6 +98,16 @@ def test_a_killed_collection_resumes_to_the_same_bytes(tmp_path):
     assert contents(broken) == contents(whole)
 
 
+def test_a_kill_before_the_last_staged_file_is_gone_leaves_nothing_over(reference, tmp_path):
+    """Episodes 0 to 2 are in the dataset's files already, and two of them are still staged."""
+    collect(ENV, episodes=3, out=tmp_path, **SMALL)
+    (tmp_path / ".unfinished").mkdir()
+    for index in (1, 2):
+        (tmp_path / ".unfinished" / f"episode-{index:06d}.npz").write_bytes(b"in the files already")
+    collect(ENV, episodes=7, out=tmp_path, **SMALL)
+    assert contents(tmp_path) == contents(reference)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the workers")
 def test_workers_that_outlive_their_collector_are_waited_for(reference, tmp_path):
     process = run_cli(tmp_path, episodes=7)
