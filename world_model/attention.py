@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kairos_env.world_model.tables import frequencies, table
+
 
 def axis_pairs(head_dim: int) -> tuple[int, int, int]:
     """How many of a head's d/2 rotation pairs belong to frame, row and column."""
@@ -20,8 +22,7 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
 
 def axis_angles(positions: Tensor, pairs: int) -> Tensor:
     """Angles position * 10000^(-2i/n) of one axis with n = 2 * pairs, in float64: (..., pairs)."""
-    i = torch.arange(pairs, dtype=torch.float64, device=positions.device)
-    return positions.double()[..., None] * 10000.0 ** (-i / max(pairs, 1))
+    return positions.double()[..., None] * frequencies(pairs, positions.device)
 
 
 def grid_rotation(frames: Tensor, rows: Tensor, columns: Tensor, head_dim: int) -> Tensor:
@@ -37,17 +38,28 @@ def grid_rotation(frames: Tensor, rows: Tensor, columns: Tensor, head_dim: int) 
     Returns:
         (B, T, L, 1, d/2) complex64, ready to multiply with (B, T, L, H, d/2).
     """
-    per_frame, per_row, per_column = axis_pairs(head_dim)
+    return rotation_at(frames, place_angles(rows, columns, head_dim), head_dim)
+
+
+def place_angles(rows: Tensor, columns: Tensor, head_dim: int) -> Tensor:
+    """What the places (L,) of a frame's tokens turn them by: (L, row and column pairs)."""
+    _, per_row, per_column = axis_pairs(head_dim)
+    return torch.cat([axis_angles(rows, per_row), axis_angles(columns, per_column)], dim=-1)
+
+
+@table
+def grid_angles(rows: int, columns: int, head_dim: int, device: torch.device) -> Tensor:
+    """`place_angles` of a grid of tokens, row by row."""
+    place = torch.arange(rows * columns, device=device)
+    return place_angles(place // columns, place % columns, head_dim)
+
+
+def rotation_at(frames: Tensor, places: Tensor, head_dim: int) -> Tensor:
+    """`grid_rotation` of frames (B, T) whose tokens stand at places (L, ...) known already."""
     B, T = frames.shape
-    L = rows.shape[0]
-    angles = torch.cat(
-        [
-            axis_angles(frames, per_frame)[:, :, None].expand(B, T, L, -1),
-            axis_angles(rows, per_row).expand(B, T, L, -1),
-            axis_angles(columns, per_column).expand(B, T, L, -1),
-        ],
-        dim=-1,
-    )
+    L = len(places)
+    turns = axis_angles(frames, axis_pairs(head_dim)[0])[:, :, None]
+    angles = torch.cat([turns.expand(B, T, L, -1), places.expand(B, T, L, -1)], dim=-1)
     return unit_circle(angles)[:, :, :, None]
 
 

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from kairos_env.world_model.tables import frequencies
+
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
     """[cos(t w), sin(t w)], w_j = 10000^(-j / (width/2)): (...,) to (..., width).
 
     Computed in float64 and cast back to t's type.
     """
-    half = width // 2
-    j = torch.arange(half, dtype=torch.float64, device=t.device)
-    angles = t.double()[..., None] * 10000.0 ** (-j / half)
+    angles = t.double()[..., None] * frequencies(width // 2, t.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(t.dtype)
 
 
@@ -59,8 +59,7 @@ def grid_table(rows: int, columns: int, dim: int) -> Tensor:
 
     Returns (rows * columns, D) in float64.
     """
-    j = torch.arange(dim // 4, dtype=torch.float64)
-    w = 10000.0 ** (-j / (dim // 4))
+    w = frequencies(dim // 4, torch.device("cpu"))
     y = torch.arange(rows).double()[:, None] * w  # (rows, D/4)
     x = torch.arange(columns).double()[:, None] * w
     y, x = y[:, None].expand(rows, columns, -1), x.expand(rows, columns, -1)

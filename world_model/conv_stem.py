@@ -10,6 +10,8 @@ Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size
 width, N = B * T.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +35,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Read x (N, channels, h, w) under t (N, conditioning); the shape of x stays."""
         y: Tensor = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.film(t)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.film(t).view(len(t), 2, x.shape[1], 1, 1).unbind(1)
         y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
         return x + y
 
@@ -63,15 +65,16 @@ class ConvStem(nn.Module):
             Tokens (B, T, L, D) and features (N, channels, h, w).
         """
         x = self.features(latents, previous, t)
-        tokens = self.patch(x).flatten(2).transpose(1, 2)  # (N, L, D)
+        tokens = patches_to_tokens(x, self.patch)  # (N, L, D)
         return tokens.unflatten(0, latents.shape[:2]), x
 
     def features(self, latents: Tensor, previous: Tensor, t: Tensor) -> Tensor:
         """The feature map alone."""
         frames = torch.cat([latents[:, :, None], previous], dim=2).flatten(2, 3).flatten(0, 1)
         x: Tensor = self.conv(frames)
+        t = t.flatten(0, 1)
         for block in self.blocks:
-            x = block(x, t.flatten(0, 1))
+            x = block(x, t)
         return x
 
 
@@ -94,28 +97,56 @@ class ConvHead(nn.Module):
             nn.init.zeros_(parameter)
         self.stillness = config.stillness
 
-    def forward(self, tokens: Tensor, t: Tensor, features: Tensor, previous: Tensor) -> Tensor:
+    def lay_out(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """Tokens (B, T, L, D) where they belong in a map of this size: (N, channels, h, w)."""
+        return tokens_to_patches(self.norm(tokens).flatten(0, 1), self.unpatch, size)
+
+    def forward(self, laid_out: Tensor, t: Tensor, features: Tensor, previous: Tensor) -> Tensor:
         """Read the clean frames (B, T, C, h, w).
 
         Args:
-            tokens: (B, T, L, D).
+            laid_out: (N, channels, h, w), the tokens' map.
             t: (B, T, D), what the noise level (and the actions) say.
             features: (N, channels, h, w), the stem's.
             previous: (B, T, P, C, h, w), the frames before each, oldest first.
         """
-        B, T, _, D = tokens.shape
-        side = (
-            features.shape[-2] // self.unpatch.stride[0],
-            features.shape[-1] // self.unpatch.stride[1],
-        )
-        grid = self.norm(tokens).flatten(0, 1).transpose(1, 2).reshape(B * T, D, *side)
-        x = features + self.unpatch(grid)
+        x = features + laid_out
+        frames, t = t.shape[:2], t.flatten(0, 1)
         for block in self.blocks:
-            x = block(x, t.flatten(0, 1))
-        residual: Tensor = self.conv(x).unflatten(0, (B, T))
+            x = block(x, t)
+        residual: Tensor = self.conv(x).unflatten(0, frames)
         if self.stillness:
             residual = settled(residual, self.stillness)
         return previous[:, :, -1] + residual
+
+
+def patches_to_tokens(x: Tensor, patch: nn.Conv2d) -> Tensor:
+    """`patch(x).flatten(2).transpose(1, 2)` as one matrix product: (N, C, h, w) to (N, L, D).
+
+    On a CPU, one frame's convolution of this form reorders its weights on every call and takes
+    eight times as long. Channels go last, as `World` stores the weights: no copy of them is made.
+    """
+    side, (rows, columns) = patch.kernel_size[0], grid_of(x.shape[-2:], patch)
+    pieces = x.permute(0, 2, 3, 1).unflatten(1, (rows, side)).unflatten(3, (columns, side))
+    pieces = pieces.transpose(2, 3).reshape(len(x), rows * columns, side * side * x.shape[1])
+    weight = patch.weight.permute(0, 2, 3, 1).reshape(patch.out_channels, -1)
+    return F.linear(pieces, weight, patch.bias)
+
+
+def tokens_to_patches(tokens: Tensor, unpatch: nn.ConvTranspose2d, size: Sequence[int]) -> Tensor:
+    """`unpatch` of tokens (N, L, D) laid out as a grid, as one matrix product: (N, C, *size)."""
+    side, channels, grid = unpatch.kernel_size[0], unpatch.out_channels, grid_of(size, unpatch)
+    weight = unpatch.weight.permute(0, 2, 3, 1).reshape(unpatch.in_channels, -1)
+    pieces = (tokens @ weight).view(len(tokens), *grid, side, side, channels)
+    x = pieces.transpose(2, 3).reshape(len(tokens), *size, channels)
+    if unpatch.bias is not None:
+        x = x + unpatch.bias
+    return x.permute(0, 3, 1, 2)
+
+
+def grid_of(size: Sequence[int], patch: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int]:
+    """Rows and columns of tokens in a map of this size."""
+    return size[0] // patch.kernel_size[0], size[1] // patch.kernel_size[1]
 
 
 def settled(change: Tensor, least: float) -> Tensor:

@@ -22,6 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kairos_env.world_model.tables import table
+
 TIMESTEPS = 1000.0  # t = 1000 s
 
 
@@ -177,10 +179,10 @@ class Schedule:
         """What the network sees: 1000 times the levels, float32 on the CPU."""
         return self.sigmas * TIMESTEPS
 
-    @cached_property
+    @property
     def path(self) -> Tensor:
         """The levels with ``final`` appended: step i leads from path[i] to path[i + 1]."""
-        return torch.cat([self.sigmas, self.sigmas.new_tensor([self.final])])
+        return _path(self)
 
     def nearest(self, timestep: float) -> int:
         """Index of the level whose timestep is nearest."""
@@ -212,6 +214,11 @@ class Schedule:
         if self.order == "mirrored":
             return 1 - s
         return s.flip(0) if self.order == "rising" else s
+
+
+@table
+def _path(schedule: Schedule) -> Tensor:
+    return torch.cat([schedule.sigmas, schedule.sigmas.new_tensor([schedule.final])])
 
 
 # --------------------------------------------------------------------------- the sampler

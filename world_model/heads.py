@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.config import positive
+from kairos_env.world_model.tables import table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,15 +78,28 @@ def calibrated(spread: Tensor, points: tuple[tuple[float, float], ...]) -> Tenso
     """
     if not points:
         return spread
-    stated, true = (spread.new_tensor(axis) for axis in zip(*points, strict=True))
-    right = torch.searchsorted(stated, spread.contiguous()).clamp(1, max(1, len(points) - 1))
-    left = right - 1
-    right = right.clamp_max(len(points) - 1)
-    share = (spread - stated[left]) / (stated[right] - stated[left]).clamp_min(1e-12)
-    between = true[left] + share.clamp(0, 1) * (true[right] - true[left])
-    beyond = torch.where(spread < stated[0], spread / stated[0], spread / stated[-1]).clamp_min(0)
-    outside = (spread < stated[0]) | (spread > stated[-1])
-    return torch.where(outside, beyond * between, between)
+    stated, slope, offset = _lines(points, spread.dtype, spread.device)
+    line = torch.searchsorted(stated, spread.contiguous())
+    return (spread * slope[line] + offset[line]).clamp_min(0)
+
+
+@table
+def _lines(
+    points: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the lines from point to point begin and end, their slopes and offsets.
+
+    The first comes from (0, 0), and the last goes on away from there.
+    """
+    corners = [(0.0, 0.0), *points, (2 * points[-1][0], 2 * points[-1][1])]
+    lines = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        slope = (y1 - y0) / (x1 - x0) if x1 > x0 else 0.0
+        lines.append((x1, slope, y0 - slope * x0))
+    stated, slopes, offsets = (
+        torch.tensor(column, dtype=dtype, device=device) for column in zip(*lines, strict=True)
+    )
+    return stated[:-1], slopes, offsets
 
 
 class Places(nn.Module):
@@ -107,14 +121,18 @@ class Places(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, h, w) to coordinates in [-1, 1] of each kind, (N, 2 kinds)."""
-        rows, columns = (
-            torch.linspace(-1.0, 1.0, size, dtype=x.dtype, device=x.device) for size in x.shape[-2:]
-        )
-        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        grid = _coordinates(x.shape[-2], x.shape[-1], x.dtype, x.device)
         share = self.look(torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1))
         share = share.float().flatten(2).softmax(-1)
         centres: Tensor = share @ grid.float().flatten(1).T  # (N, kinds, 2)
         return centres.flatten(1)
+
+
+@table
+def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Row and column of every place, from -1 to 1: (2, h, w)."""
+    rows, columns = (torch.linspace(-1.0, 1.0, size, dtype=dtype, device=device) for size in (h, w))
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
 
 
 class Heads(nn.Module):

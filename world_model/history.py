@@ -61,6 +61,8 @@ def together(actions: Tensor, r: int) -> Tensor:
 
 def at_last(values: Tensor, r: int) -> Tensor:
     """Values of latent frames (B, N) as values of frames (B, r N): at the last of r, else zero."""
+    if r == 1:
+        return values
     frames = values.new_zeros(*values.shape, r)
     frames[..., -1] = values
     return frames.flatten(1)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from kairos_env.kernels.window_attention.cache import FrameCache, append_frames
 from kairos_env.kernels.window_attention.op import window_attention
-from kairos_env.world_model.attention import Attention, grid_rotation
+from kairos_env.world_model.attention import Attention, grid_angles, rotation_at
 from kairos_env.world_model.conditioning import two_layers
 from kairos_env.world_model.config import TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead, ConvStem
@@ -107,6 +107,8 @@ class Outputs:
     """(B, T, A, action size): velocity."""
     memory: tuple[LayerMemory, ...] | None
     trace: tuple[LayerTrace, ...] | None
+    laid_out: Tensor | None = None
+    """(N, channels, h, w): the tokens as a convolutional head reads them."""
 
 
 class Heads(NamedTuple):
@@ -117,8 +119,21 @@ class Heads(NamedTuple):
     v: Tensor
 
 
-Heard = tuple[Heads, ...]
-"""What the actions of a chunk say, layer by layer."""
+class Seen(NamedTuple):
+    """Keys and values that a layer may attend to, of all streams: (B, T, tokens, H, d)."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What the actions of a chunk say."""
+
+    layers: tuple[Heads, ...]
+    """To each layer."""
+    time: Tensor | None
+    """(B, T, D): to the embedding of the noise level."""
 
 
 @dataclasses.dataclass
@@ -213,7 +228,7 @@ class Mixture(nn.Module):
             record: also return the trace of this run. Needs T to be whole chunks.
             predict: also read frames and actions from the last layer.
         """
-        video = self._video_lane(inputs, mode) if mode.video else None
+        video = self._video_lane(inputs, mode, heard) if mode.video else None
         action = self._action_lane(inputs) if mode.action and heard is None else None
         kept: list[LayerMemory] = []
         traced: list[LayerTrace] = []
@@ -222,7 +237,7 @@ class Mixture(nn.Module):
                 memory=memory[i] if memory is not None else None,
                 trace=trace[i] if trace is not None else None,
                 chunk_frames=chunk_frames,
-                heard=heard[i] if heard is not None else None,
+                heard=heard.layers[i] if heard is not None else None,
             )
             keys, delta = self._layer(i, video, action, mode, past, record)
             if commit and past.memory is not None:
@@ -230,12 +245,16 @@ class Mixture(nn.Module):
                 kept.append(LayerMemory(frames, delta))
             if record:
                 traced.append(LayerTrace(keys.k, keys.v, delta))
+        laid_out = None
+        if video and predict and isinstance(self.video.head, ConvHead):
+            laid_out = self.video.head.lay_out(video.x, cast(Tensor, inputs.latents).shape[-2:])
         return Outputs(
-            self._read_video(video, inputs) if video and predict else None,
+            self._read_video(video, inputs, laid_out) if video and predict else None,
             video.x if video else None,
             self._read_action(action) if action and predict else None,
             tuple(kept) if commit else None,
             tuple(traced) if record else None,
+            laid_out,
         )
 
     def hear(
@@ -248,22 +267,24 @@ class Mixture(nn.Module):
         lane = self._action_lane(inputs)
         if lane is None:
             return None
-        heard: list[Heads] = []
+        layers: list[Heads] = []
         for i, block in enumerate(cast(ActionStream, self.action).blocks):
             past = Past(memory[i], None, chunk_frames)
             visit = cast(Visit, Visit.enter(cast(Block, block), lane, memory[i].frames.k.dtype))
             heads = cast(Heads, visit.heads)
-            heard.append(heads)
+            layers.append(heads)
             if i + 1 < len(self.config.layers):  # nobody reads what the last layer would write
                 visit.leave(visit.attention.combine(self._window(i, past, None)(*heads)))
-        return tuple(heard)
+        told = self._told(inputs) if self.action_to_time is not None else None
+        return Heard(tuple(layers), told)
 
-    def look_again(self, inputs: Inputs, tokens: Tensor) -> Tensor:
+    def look_again(self, inputs: Inputs, laid_out: Tensor, heard: Heard | None) -> Tensor:
         """Read frames by stem and head alone, with the tokens of an earlier pass.
 
         Args:
             inputs: with the latents (and their noise level) to look at.
-            tokens: (B, T, L, D), `Outputs.tokens` of the earlier pass.
+            laid_out: `Outputs.laid_out` of the earlier pass.
+            heard: as in the earlier pass.
 
         Returns:
             Clean frames (B, T, C, h, w).
@@ -275,13 +296,13 @@ class Mixture(nn.Module):
                 "a second look needs a convolutional stem, and latents with their noise level and "
                 "the frames before them"
             )
-        t = self._video_time(inputs, noise, FORWARD)
-        frames: Tensor = head(tokens, t, stem.features(latents, previous, t), previous)
+        t = self._video_time(inputs, noise, FORWARD, heard)
+        frames: Tensor = head(laid_out, t, stem.features(latents, previous, t), previous)
         return frames
 
     def _layer(
         self, i: int, video: Lane | None, action: Lane | None, mode: Mode, past: Past, record: bool
-    ) -> tuple[Heads, DeltaState | None]:
+    ) -> tuple[Seen, DeltaState | None]:
         """One layer of both streams: moves the lanes on, returns the keys that later frames see."""
         block = cast(Block, self.video.blocks[i])
         partner = cast(Block, self.action.blocks[i]) if self.action else None
@@ -317,24 +338,26 @@ class Mixture(nn.Module):
             cache=past.memory.frames if past.memory else None,
         )
 
-    def _join(self, mine: "Visit | None", theirs: "Visit | None", heard: Heads | None) -> Heads:
+    def _join(self, mine: "Visit | None", theirs: "Visit | None", heard: Heads | None) -> Seen:
         """What others may see of a frame: video and action tokens, or those that this layer has."""
         heads = [visit.heads for visit in (mine, theirs) if visit and visit.heads]
         heads += [heard] if heard else []
         if len(heads) == 2:
-            return Heads(*(torch.cat(pair, dim=2) for pair in zip(*heads, strict=True)))
+            first, second = heads
+            k = torch.cat([first.k, second.k], dim=2)
+            return Seen(k, torch.cat([first.v, second.v], dim=2))
         if heads:
-            return heads[0]
+            return Seen(heads[0].k, heads[0].v)
         x = cast(Visit, mine).read  # a GLA layer of a world without actions: nothing to attend to
         none = x.new_zeros(*x.shape[:2], 0, self.config.heads, self.config.head_dim)
-        return Heads(none, none, none)
+        return Seen(none, none)
 
-    def _video_lane(self, inputs: Inputs, mode: Mode) -> Lane:
+    def _video_lane(self, inputs: Inputs, mode: Mode, heard: Heard | None) -> Lane:
         latents, noise = inputs.latents, inputs.video_noise
         if latents is None or noise is None:
             raise ValueError("a mode that runs the video stream needs latents and video_noise")
         stream = self.video
-        t = self._video_time(inputs, noise, mode)
+        t = self._video_time(inputs, noise, mode, heard)
         features = None
         if isinstance(stream.embed, LookbackEmbed):
             x = stream.embed(latents, cast(Tensor, inputs.previous))
@@ -342,16 +365,16 @@ class Mixture(nn.Module):
             x, features = stream.embed(latents, inputs.previous, t)
         else:
             x = stream.embed(latents)
-        side = latents.shape[-1] // self.config.patch
-        place = torch.arange(x.shape[2], device=x.device)
-        rotation = self._rotation(inputs, x.shape[1], place // side, place % side)
+        rows, columns = (size // self.config.patch for size in latents.shape[-2:])
+        rotation = self._rotation(inputs, x.shape[1], rows, columns)
         return self._lane(stream, inputs, x, t, rotation, features)
 
-    def _video_time(self, inputs: Inputs, noise: Tensor, mode: Mode) -> Tensor:
+    def _video_time(self, inputs: Inputs, noise: Tensor, mode: Mode, heard: Heard | None) -> Tensor:
         """What frames' noise levels, and their actions, say: (B, T, D)."""
         t: Tensor = self.video.noise.embed(TIMESTEPS * noise)
         if self.action_to_time is not None and mode.video_sees_actions:
-            t = t + self._told(inputs)
+            told = heard.time if heard is not None else None
+            t = t + (self._told(inputs) if told is None else told)
         return t
 
     def _action_lane(self, inputs: Inputs) -> Lane | None:
@@ -364,8 +387,7 @@ class Mixture(nn.Module):
         if inputs.actions_known is not None and stream.unknown is not None:
             x = torch.where(inputs.actions_known[:, :, None, None], x, stream.unknown)
         t = stream.noise.embed(TIMESTEPS * inputs.action_noise)
-        place = torch.arange(x.shape[2], device=x.device)
-        rotation = self._rotation(inputs, x.shape[1], torch.zeros_like(place), place)
+        rotation = self._rotation(inputs, x.shape[1], 1, x.shape[2])
         return self._lane(stream, inputs, x, t, rotation, None)
 
     def _lane(
@@ -387,9 +409,10 @@ class Mixture(nn.Module):
         rows = stream.noise.rows(t)[:, :, None]
         return Lane(x, t, rows, rotation, text, inputs.text_mask, features)
 
-    def _rotation(self, inputs: Inputs, T: int, rows: Tensor, columns: Tensor) -> Tensor:
-        frames = inputs.first_frame[:, None] + torch.arange(T, device=rows.device)
-        return grid_rotation(frames, rows, columns, self.config.head_dim)
+    def _rotation(self, inputs: Inputs, T: int, rows: int, columns: int) -> Tensor:
+        first, size = inputs.first_frame, self.config.head_dim
+        frames = first[:, None] + torch.arange(T, device=first.device)
+        return rotation_at(frames, grid_angles(rows, columns, size, first.device), size)
 
     def _told(self, inputs: Inputs) -> Tensor:
         """What a frame's actions add to its embedding: the less, the less is known of them."""
@@ -402,11 +425,11 @@ class Mixture(nn.Module):
             certain = certain * inputs.actions_known
         return told * certain[:, :, None]
 
-    def _read_video(self, lane: Lane, inputs: Inputs) -> Tensor:
+    def _read_video(self, lane: Lane, inputs: Inputs, laid_out: Tensor | None) -> Tensor:
         latents = cast(Tensor, inputs.latents)
-        if isinstance(self.video.head, ConvHead):
+        if laid_out is not None:
             previous = cast(Tensor, inputs.previous)
-            frames: Tensor = self.video.head(lane.x, lane.t, lane.features, previous)
+            frames: Tensor = self.video.head(laid_out, lane.t, lane.features, previous)
             return frames
         grid = (latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch)
         velocity: Tensor = self.video.head(lane.x, lane.t[:, :, None], grid)

@@ -428,16 +428,18 @@ class WorldModel(nn.Module):
             frames = last.video.to(eps)
         if not (look_again and self.mixture.config.second_look):
             return frames
-        return self._look_again(frames, last, inputs, eps)
+        assert last.laid_out is not None
+        return self._look_again(frames, last.laid_out, inputs, heard, eps)
 
-    def _look_again(self, frames: Tensor, last: Outputs, inputs: Inputs, eps: Tensor) -> Tensor:
+    def _look_again(
+        self, frames: Tensor, laid_out: Tensor, inputs: Inputs, heard: Heard | None, eps: Tensor
+    ) -> Tensor:
         """Frames as a second look sees them where they changed, and as they are elsewhere."""
-        tokens, previous = last.tokens, inputs.previous
-        assert tokens is not None
+        previous = inputs.previous
         assert previous is not None
         level = eps.new_full(frames.shape[:2], self.mixture.config.second_look)
         inputs = dataclasses.replace(inputs, latents=noise(frames, eps, level), video_noise=level)
-        second = self.mixture.look_again(inputs, tokens).to(eps)
+        second = self.mixture.look_again(inputs, laid_out, heard).to(eps)
         changed = (frames != previous[:, :, -1]).any(2, keepdim=True)
         return torch.where(changed, second, frames)
 

@@ -9,8 +9,8 @@ from tiny_worlds import make_clips, make_world
 from torch import Tensor
 
 from kairos_env.world_model.config import TransformerConfig
-from kairos_env.world_model.conv_stem import ConvHead, settled
-from kairos_env.world_model.mixture import FORWARD, Inputs
+from kairos_env.world_model.conv_stem import ConvHead, patches_to_tokens, settled, tokens_to_patches
+from kairos_env.world_model.mixture import FORWARD, Heard, Inputs
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
 
@@ -27,13 +27,27 @@ def head(stillness: float) -> tuple[ConvHead, TransformerConfig]:
 def read(module: ConvHead, config: TransformerConfig, previous: Tensor) -> Tensor:
     tokens = torch.randn(B, T, (SIDE // config.patch) ** 2, config.video.dim)
     features = torch.randn(B * T, config.stem_channels, SIDE, SIDE)
-    frames: Tensor = module(tokens, torch.randn(B, T, config.video.dim), features, previous)
+    laid_out = module.lay_out(tokens, (SIDE, SIDE))
+    frames: Tensor = module(laid_out, torch.randn(B, T, config.video.dim), features, previous)
     return frames
 
 
 def size(change: Tensor) -> Tensor:
     """Of each place, (..., h, w)."""
     return change.square().mean(-3).sqrt()
+
+
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+def test_patches_and_tokens_are_what_the_convolutions_make_of_them(
+    weights: torch.memory_format,
+) -> None:
+    patch = torch.nn.Conv2d(6, 10, 4, stride=4).double().to(memory_format=weights)
+    unpatch = torch.nn.ConvTranspose2d(10, 6, 4, stride=4).double().to(memory_format=weights)
+    x = torch.randn(B, 6, 8, 12, dtype=torch.float64)
+    tokens = patch(x).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches_to_tokens(x, patch), tokens)
+    grid = tokens.transpose(1, 2).unflatten(2, (2, 3))
+    torch.testing.assert_close(tokens_to_patches(tokens, unpatch, (8, 12)), unpatch(grid))
 
 
 def test_an_untrained_head_guesses_that_nothing_moves() -> None:
@@ -111,13 +125,12 @@ def test_a_second_look_is_a_pass_whose_layers_repeat_what_they_said(
     mixture = world.mixture
     calls = []
 
-    def whole_pass(inputs: Inputs, said: Tensor) -> Tensor:
+    def whole_pass(inputs: Inputs, said: Tensor, heard: Heard | None) -> Tensor:
         """The slow way: all layers are run, and what they said before is put in at the end."""
+        assert heard is not None
         calls.append(said)
-        read = mixture._read_video
         with monkeypatch.context() as patched:
-            put_in = lambda lane, seen: read(dataclasses.replace(lane, x=said), seen)  # noqa: E731
-            patched.setattr(mixture, "_read_video", put_in)
+            patched.setattr(mixture.video.head, "lay_out", lambda *_: said)
             memory = mixture.empty_memory(len(said))
             frames: Tensor = mixture(inputs, FORWARD, chunk_frames=1, memory=memory).video
         return frames
