@@ -30,6 +30,11 @@ NEARLY = (0.27, 0.42)
 LOITERS = (3, 9)
 
 
+# Lengths of the two arms of Gymnasium's Reacher, and how hard its joints are pulled and braked.
+ARMS = (0.1, 0.11)
+PULL, BRAKE = 0.3, 0.06
+
+
 def simulated(env: "gymnasium.Env[Any, Any]") -> Any:
     """What an expert looks at: the environment itself, below chunks and wrappers."""
     return getattr(env, "low_level", env).unwrapped
@@ -200,10 +205,40 @@ def _reflect(y: float, limit: float) -> float:
     return phase - limit if phase < 2 * limit else 3 * limit - phase
 
 
+def reacher_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
+    """Turn both joints of Gymnasium's Reacher to where its tip is on the target."""
+    del rng
+    data = simulated(env).data
+    joints: Vector = data.qpos[:2].copy()
+    speeds, target = data.qvel[:2], data.qpos[2:4]
+    joints[1] = _half_turn(joints[1])
+    action: Vector = PULL * (_reaching(target, joints) - joints) - BRAKE * speeds
+    return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
+def _reaching(target: Vector, joints: Vector) -> Vector:
+    """The angles, of the two pairs that put the tip on the target, that are nearer."""
+    upper, fore = ARMS
+    cosine = (target @ target - upper**2 - fore**2) / (2 * upper * fore)
+    bend = np.arccos(np.clip(cosine, -1.0, 1.0))
+    found = []
+    for elbow in (bend, -bend):
+        ahead = np.arctan2(fore * np.sin(elbow), upper + fore * np.cos(elbow))
+        turn = _half_turn(np.arctan2(target[1], target[0]) - ahead - joints[0])
+        found.append(np.array([joints[0] + turn, elbow]))
+    return min(found, key=lambda angles: float(np.abs(angles - joints).max()))
+
+
+def _half_turn(angle: float) -> float:
+    """The same direction as an angle in [-pi, pi)."""
+    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+
+
 _EXPERTS: dict[str, Expert] = {
     "KairosReach-v0": reach_expert,
     "KairosPush-v0": push_expert,
     "KairosOcclude-v0": occlude_expert,
+    "Reacher-v5": reacher_expert,
 }
 
 

@@ -435,3 +435,16 @@ def test_a_snapshot_without_what_this_version_keeps_is_foreign():
     with pytest.raises(ForeignSnapshotError, match="not a snapshot of this kind"):
         env.restore(old)
     env.restore(snapshot)
+
+
+def test_reachers_expert_brings_the_tip_to_the_target_and_holds_it_there():
+    env = make_real("Reacher-v5", horizon=12, draw=False)  # 48 actions
+    expert, rng = expert_for("Reacher-v5"), np.random.default_rng(0)
+    for seed in range(20):
+        env.reset(seed=seed)
+        for _ in range(12):
+            env.follow(expert, rng)
+        data = env.low_level.unwrapped.data
+        assert np.linalg.norm(data.body("fingertip").xpos[:2] - data.qpos[2:4]) < 0.01
+        assert np.abs(data.qvel[:2]).max() < 0.5
+    env.close()
