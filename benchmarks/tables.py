@@ -230,6 +230,31 @@ def memory_table(root: Path) -> str:
     return text
 
 
+def pixel_memory_table(root: Path) -> str:
+    """Where what was hidden is when it comes back into sight, by hidden frames and world."""
+    text = ""
+    for result in results("pixel-memory", root):
+        heads = []
+        for name in result["back_in_sight"]:
+            facts = result["worlds"].get(name)
+            reads = "" if facts is None else f", {facts['reach'] or 'all'}"
+            heads += [f"{name}{reads}: px", "late by"]
+        rows = []
+        for thing in next(iter(result["back_in_sight"].values())):
+            columns = [found[thing]["gaps"] for found in result["back_in_sight"].values()]
+            for parts in zip(*columns, strict=True):
+                first = parts[0]
+                if not first["n"]:
+                    continue
+                until = f" to {first['to']}" if first["to"] else " or more"
+                cells = [
+                    known(part[key]) for part in parts for key in ("error_px", "late_frames_abs")
+                ]
+                rows.append([thing, f"{first['from']}{until}", first["n"], *cells])
+        text += markdown(("object", "hidden frames", "times", *heads), rows) + origin(result)
+    return text
+
+
 def contraction_table(root: Path) -> str:
     """How loose each bound is."""
     text = ""
@@ -641,6 +666,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "dial": dial_table,
     "agents": agents_table,
     "memory": memory_table,
+    "pixel_memory": pixel_memory_table,
     "contraction": contraction_table,
     "half_lives": half_life_table,
     "ablation": ablation_table,

@@ -180,7 +180,7 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
         if not thing.gone_behind:
             continue
         full = float(yard.finder.full_areas()[i])
-        hidden = yard.valid & (yard.truth.area[..., i] < HIDDEN_SHARE * full)
+        hidden = out_of_sight(yard, i)
         visible = yard.visible()[..., i]
         shown = guess.area[..., i] >= yard.config.visible_share * full
         present = guess.area[..., i] >= yard.config.present_share * yard.truth.area[..., i]
@@ -203,6 +203,13 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
             "shown_while_hidden": yard.bootstrap.mean(np.where(hidden, shown, np.nan)),
         }
     return result
+
+
+def out_of_sight(yard: Yardstick, thing: int) -> NDArray[np.bool_]:
+    """In which frames (B, T) a thing, of the finder's, is truly hidden."""
+    assert yard.finder is not None
+    least = HIDDEN_SHARE * float(yard.finder.full_areas()[thing])
+    return yard.valid & (yard.truth.area[..., thing] < least)
 
 
 def _events(hidden: NDArray[np.bool_], visible: NDArray[np.bool_]) -> list[tuple[int, int, int]]:

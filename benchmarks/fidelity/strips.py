@@ -31,20 +31,25 @@ DIGITS = (
 
 
 def strips(
-    rows: Sequence[Picture], lengths: NDArray[np.integer[Any]], *, zoom: int = ZOOM
+    rows: Sequence[Picture],
+    lengths: NDArray[np.integer[Any]],
+    *,
+    columns: Sequence[int] = COLUMNS,
+    zoom: int = ZOOM,
 ) -> Picture:
     """Episodes below each other, each as one row per predictor.
 
     Args:
         rows: For each predictor, truth first: frames (N, T, H, W, 3).
         lengths: (N,): frames that exist; the rest stays blank.
+        columns: Numbers of the frames to show, from 1.
         zoom: How many pixels a pixel becomes.
 
     Returns:
         (height, width, 3), frame numbers on top.
     """
     N, T = rows[0].shape[:2]
-    columns = [c for c in COLUMNS if c <= T]
+    columns = [c for c in columns if c <= T]
     parts = [_numbers(columns, rows[0].shape[3] * zoom + GAP)]
     for episode in range(N):
         lines = [_line(frames[episode], columns, int(lengths[episode]), zoom) for frames in rows]

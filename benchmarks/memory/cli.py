@@ -40,6 +40,8 @@ class MemoryBench:
     """Held-out episodes for `--pixels`."""
     horizon: int = 100
     """Dreamed frames of each."""
+    strips: Path | None = None
+    """With `--pixels`, also write a picture: truth above, the worlds below."""
     plot: Path | None = None
     """Also draw excess risk against the gap into this PNG."""
     out: Path | None = None
@@ -112,10 +114,16 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
         horizons=(bench.horizon,),
         fork_steps=(1,),
         seed=bench.suite.seed,
+        shown=24,
     )
     worlds = [load_world(name) for name in bench.pixels]
     with progress_bar() as bar:
-        results = compare_worlds(worlds, config, tell=teller(bar))
+        compared = compare_worlds(worlds, config, tell=teller(bar))
+    results = compared.document
+    if bench.strips is not None:
+        import imageio.v3 as iio
+
+        write_bytes(bench.strips, iio.imwrite("<bytes>", compared.strips, extension=".png"))
     console = Console()
     for name, facts in results["worlds"].items():
         console.print(f"{name}: {' '.join(facts['layers'])}, {reach(facts['reach'])}")

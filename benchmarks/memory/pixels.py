@@ -5,11 +5,13 @@ knows, and stands for what forgetting costs.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kairos_env.benchmarks.cells import Json
-from kairos_env.benchmarks.fidelity.behaviour import reappearance
+from kairos_env.benchmarks.fidelity.behaviour import out_of_sight, reappearance
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.episodes import HeldOut
 from kairos_env.benchmarks.fidelity.measure import COPY, TRUTH, gather
@@ -17,10 +19,24 @@ from kairos_env.benchmarks.fidelity.metrics import Yardstick
 from kairos_env.benchmarks.fidelity.predictors import CopyLast, Dream, Predictor
 from kairos_env.benchmarks.fidelity.report import plain
 from kairos_env.benchmarks.fidelity.statistics import Bootstrap
+from kairos_env.benchmarks.fidelity.strips import Picture, strips
 from kairos_env.benchmarks.transformer import own_model
 
 if TYPE_CHECKING:
     from kairos_env.worlds import World
+
+
+SHOWN = 4  # episodes in the picture: those of the kept ones in which most is hidden
+EVERY = 4  # frames between its columns
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What was measured, and a picture of it."""
+
+    document: Json
+    strips: Picture
+    """Truth above, the worlds below it in their order, then `copy`."""
 
 
 class UnlikeWorldsError(ValueError):
@@ -32,7 +48,7 @@ def compare_worlds(
     config: FidelityConfig,
     *,
     tell: Callable[[str, int, int], None] | None = None,
-) -> Json:
+) -> Compared:
     """Error of what comes back into sight, by hidden gap, for every world.
 
     Raises:
@@ -74,7 +90,7 @@ def compare_worlds(
         finder=evidence.finder,
         state_names=environment.state_names,
     )
-    return {
+    document = {
         "environment": environment.id,
         "config": dataclasses.asdict(config),
         "worlds": {world.name: _facts(world) for world in worlds},
@@ -84,6 +100,21 @@ def compare_worlds(
             if name != TRUTH
         },
     }
+    return Compared(document=document, strips=_picture(yard, evidence.pictures, config.shown))
+
+
+def _picture(yard: Yardstick, pictures: Mapping[str, Picture], kept: int) -> Picture:
+    """The kept episodes in which most is hidden, from frame to frame."""
+    assert yard.finder is not None
+    hidden = np.zeros(yard.valid.shape, bool)
+    for i, thing in enumerate(yard.finder.objects):
+        if thing.gone_behind:
+            hidden |= out_of_sight(yard, i)
+    chosen = np.argsort(-hidden[:kept].sum(1), kind="stable")[:SHOWN]
+    rows = [frames[chosen] for frames in pictures.values()]
+    lengths = yard.valid.sum(1)[chosen]
+    columns = range(EVERY, int(lengths.max()) + 1, EVERY)
+    return strips(rows, lengths, columns=columns, zoom=1)
 
 
 def _facts(world: "World") -> Json:

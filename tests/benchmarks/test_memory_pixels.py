@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import imageio.v3 as iio
 import pytest
 
 from kairos_env.benchmarks import cli
+from kairos_env.benchmarks.tables import TABLES
 from kairos_env.untrained import untrained_config, untrained_world
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import save_world
@@ -40,6 +42,7 @@ def test_two_worlds_are_asked_about_the_same_gaps(tmp_path, capsys) -> None:
         save_untrained(tmp_path / name, "KairosOcclude-v0", states=9) for name in ("one", "other")
     ]
     command = ["memory", "--episodes", "6", "--horizon", "30", "--out", str(tmp_path / "out")]
+    command += ["--strips", str(tmp_path / "strips.png")]
     assert cli.main([*command, "--pixels", *map(str, worlds)]) == 0
     (file,) = (tmp_path / "out").iterdir()
     results = json.loads(file.read_text())
@@ -47,6 +50,15 @@ def test_two_worlds_are_asked_about_the_same_gaps(tmp_path, capsys) -> None:
     counts = [[g["n"] for g in who["ball"]["gaps"]] for who in results["back_in_sight"].values()]
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0]) > 0
+    height, width, _ = iio.imread(tmp_path / "strips.png").shape
+    assert height > 4 * 4 * 64  # four episodes: the truth, two worlds and the copy
+    assert width > 64
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    file.rename(folder / file.name)
+    table = TABLES["pixel_memory"](tmp_path)
+    assert "one, all: px" in table
+    assert "kairos" in table
     printed = capsys.readouterr().out
     assert "SWA" in printed
     assert "back in sight" in printed
