@@ -231,28 +231,42 @@ def memory_table(root: Path) -> str:
 
 
 def pixel_memory_table(root: Path) -> str:
-    """Where what was hidden is when it comes back into sight, by hidden frames and world."""
+    """What worlds know of a hidden thing, and where it is when it is back, by hidden frames."""
     text = ""
     for result in results("pixel-memory", root):
+        found = result["back_in_sight"]
         heads = []
-        for name in result["back_in_sight"]:
+        for name in found:
             facts = result["worlds"].get(name)
-            reads = "" if facts is None else f", {facts['reach'] or 'all'}"
-            heads += [f"{name}{reads}: px", "late by"]
-        rows = []
-        for thing in next(iter(result["back_in_sight"].values())):
-            columns = [found[thing]["gaps"] for found in result["back_in_sight"].values()]
-            for parts in zip(*columns, strict=True):
-                first = parts[0]
-                if not first["n"]:
-                    continue
-                until = f" to {first['to']}" if first["to"] else " or more"
-                cells = [
-                    known(part[key]) for part in parts for key in ("error_px", "late_frames_abs")
-                ]
-                rows.append([thing, f"{first['from']}{until}", first["n"], *cells])
-        text += markdown(("object", "hidden frames", "times", *heads), rows) + origin(result)
+            heads.append(name if facts is None else f"{name} ({facts['reach'] or 'all'})")
+        for thing in next(iter(found.values())):
+            columns = [what[thing] for what in found.values()]
+            said = [what["said_while_hidden"] for what in columns]
+            back = [what["gaps"] for what in columns]
+            blank = ("",) * len(heads)
+            rows = [
+                *_gap_rows(said, "frames", "error_px", known),
+                ("*when it is back in sight: px off in the picture*", *blank),
+                *_gap_rows(back, "n", "error_px", known),
+                ("*shown again at all*", *blank),
+                *_gap_rows(back, "n", "shown_again", lambda found: percent(found["value"])),
+            ]
+            text += markdown((f"{thing}, while it is hidden: px off in the state", *heads), rows)
+        text += origin(result)
     return text
+
+
+def _gap_rows(
+    found: list[list[Results]], counted: str, key: str, show: Callable[[Results], str]
+) -> list[tuple[str, ...]]:
+    """A row for each span of hidden frames that occurred, a column a predictor."""
+    rows = []
+    for parts in zip(*found, strict=True):
+        if parts[0][counted]:
+            to = f" to {parts[0]['to']}" if parts[0]["to"] else " or more"
+            what = f"{parts[0]['from']}{to} frames ({parts[0][counted]:,})"
+            rows.append((what, *(show(part[key]) for part in parts)))
+    return rows
 
 
 def contraction_table(root: Path) -> str:

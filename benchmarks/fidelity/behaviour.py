@@ -170,7 +170,8 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
     """What comes out from behind something, by the number of frames that it was hidden.
 
     For each object that can go behind another one: where it is when the truth shows it again, how
-    many frames early or late the predictor shows it, and how often it is shown while it is hidden.
+    many frames early or late the predictor shows it, how often it is shown while it is hidden, and
+    how far from its place the stated numbers have it then.
     """
     result: Json = {}
     if yard.finder is None:
@@ -201,8 +202,29 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
                 for low, high in GAPS
             ],
             "shown_while_hidden": yard.bootstrap.mean(np.where(hidden, shown, np.nan)),
+            "said_while_hidden": _said_while_hidden(yard, guess, i),
         }
     return result
+
+
+def _said_while_hidden(yard: Yardstick, guess: Trace, thing: int) -> list[Json]:
+    """Where the stated numbers have a hidden thing, by the frames that it has been hidden for."""
+    assert yard.finder is not None
+    if not guess.state.shape[-1]:
+        return []
+    said, true = (yard.finder.places_in_state(x.state)[..., thing, :] for x in (guess, yard.truth))
+    error = np.linalg.norm(said - true, axis=-1)
+    hidden = out_of_sight(yard, thing)
+    since = np.zeros(hidden.shape, np.int64)
+    for frame in range(1, hidden.shape[1]):  # hidden from the start: nobody could know where it is
+        before = (since[:, frame - 1] > 0) | ~hidden[:, frame - 1]
+        since[:, frame] = np.where(hidden[:, frame] & before, since[:, frame - 1] + 1, 0)
+    spans = ((since >= low) & (since <= high) for low, high in GAPS)
+    return [
+        {"from": low, "to": high if high < GAPS[-1][1] else None, "frames": int(span.sum())}
+        | {"error_px": yard.bootstrap.mean(np.where(span, error, np.nan))}
+        for (low, high), span in zip(GAPS, spans, strict=True)
+    ]
 
 
 def out_of_sight(yard: Yardstick, thing: int) -> NDArray[np.bool_]:

@@ -127,14 +127,22 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
     console = Console()
     for name, facts in results["worlds"].items():
         console.print(f"{name}: {' '.join(facts['layers'])}, {reach(facts['reach'])}")
+    columns = list(results["back_in_sight"])
     for thing in next(iter(results["back_in_sight"].values())):
-        table = Table("hidden frames", title=f"{thing}: error when it is back in sight, px")
-        columns = list(results["back_in_sight"])
-        for name in columns:
-            table.add_column(name)
-        parts = [results["back_in_sight"][name][thing]["gaps"] for name in columns]
-        for row in zip(*parts, strict=True):
-            gap = f"{row[0]['from']} - {row[0]['to'] or ''} ({row[0]['n']} times)"
-            table.add_row(gap, *(show(part["error_px"]) for part in row))
-        console.print(table)
+        found = [results["back_in_sight"][name][thing] for name in columns]
+        console.print(
+            _by_gap(columns, [f["gaps"] for f in found], "n", f"{thing}: px off when back in sight")
+        )
+        said = [f["said_while_hidden"] for f in found]
+        console.print(
+            _by_gap(columns, said, "frames", f"{thing}: px off in the state while it is hidden")
+        )
     return "pixel-memory", results
+
+
+def _by_gap(columns: list[str], found: list[list[Json]], counted: str, title: str) -> Table:
+    table = Table("hidden frames", *columns, title=title)
+    for parts in zip(*found, strict=True):
+        gap = f"{parts[0]['from']} - {parts[0]['to'] or ''} ({parts[0][counted]} {counted})"
+        table.add_row(gap, *(show(part["error_px"]) for part in parts))
+    return table

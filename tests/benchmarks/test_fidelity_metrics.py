@@ -267,3 +267,15 @@ def test_nothing_to_measure_is_said_and_not_a_number():
 def test_a_config_that_cannot_be_measured_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         small_config(**wrong)
+
+
+def test_what_the_numbers_say_of_a_hidden_thing_is_compared_by_how_long_it_is_hidden():
+    truth = ball_truth()
+    wrong = truth.state + np.array([0.0, 0.25], np.float32)  # of a picture two units wide
+    for state, pixels in ((truth.state, 0.0), (wrong, SIZE / 8)):
+        dream = Told(dataclasses.replace(truth, state=state))
+        report = summarise(evidence(truth, dream, objects=(BALL,)), small_config(horizon=16))
+        said = report["reappearance"][DREAM]["ball"]["said_while_hidden"]
+        said = [span for span in said if span["frames"]]
+        assert [(span["from"], span["frames"]) for span in said] == [(1, 6), (3, 6)]
+        assert [span["error_px"].value for span in said] == pytest.approx([pixels] * 2)

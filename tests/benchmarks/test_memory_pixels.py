@@ -57,8 +57,8 @@ def test_two_worlds_are_asked_about_the_same_gaps(tmp_path, capsys) -> None:
     folder.mkdir(parents=True)
     file.rename(folder / file.name)
     table = TABLES["pixel_memory"](tmp_path)
-    assert "one, all: px" in table
-    assert "kairos" in table
+    assert "| one (all) | other (all) | copy |" in table
+    assert "*shown again at all*" in table
     printed = capsys.readouterr().out
     assert "SWA" in printed
     assert "back in sight" in printed
