@@ -74,6 +74,17 @@ def occlude_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> 
     return _drive(agent, velocity, target=np.array([0.8, crossing]))
 
 
+def reacher_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
+    """Turn both joints of Gymnasium's Reacher to where its tip is on the target."""
+    del rng
+    data = simulated(env).data
+    joints: Vector = data.qpos[:2].copy()
+    speeds, target = data.qvel[:2], data.qpos[2:4]
+    joints[1] = _half_turn(joints[1])
+    action: Vector = PULL * (_reaching(target, joints) - joints) - BRAKE * speeds
+    return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+
 class Visitor:
     """Goes to see one thing after another, over it, beside it or into it, and no task at all.
 
@@ -203,17 +214,6 @@ def _reflect(y: float, limit: float) -> float:
     """Fold a straight line into the band [-limit, limit], as elastic bounces do."""
     phase = (y + limit) % (4 * limit)
     return phase - limit if phase < 2 * limit else 3 * limit - phase
-
-
-def reacher_expert(env: "gymnasium.Env[Any, Any]", rng: np.random.Generator) -> NDArray[np.float32]:
-    """Turn both joints of Gymnasium's Reacher to where its tip is on the target."""
-    del rng
-    data = simulated(env).data
-    joints: Vector = data.qpos[:2].copy()
-    speeds, target = data.qvel[:2], data.qpos[2:4]
-    joints[1] = _half_turn(joints[1])
-    action: Vector = PULL * (_reaching(target, joints) - joints) - BRAKE * speeds
-    return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 
 def _reaching(target: Vector, joints: Vector) -> Vector:
