@@ -12,10 +12,11 @@ counter) gives the same bits in any batch and on any device.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from kairos_env.world_model.tables import table
 
 ROUNDS = 10
 PIECES = 14  # log2 of the number of equally likely pieces of the quantile function
@@ -105,7 +106,7 @@ def _quantile(words: Tensor) -> Tensor:
     return (words & low).float().mul_(slope.take(piece)).add_(left.take(piece))
 
 
-@lru_cache(maxsize=8)
+@table
 def _pieces(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Left ends and slopes of the quantile function's pieces, and the bits to find one's place.
 
@@ -127,7 +128,7 @@ def _pieces(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-@lru_cache(maxsize=8)
+@table
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Multipliers (2,), key increments per round (rounds, 2), shift and mask, as tensors.
 
@@ -142,7 +143,7 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-@lru_cache(maxsize=64)
+@table
 def _blocks(count: int, stream: int, device: torch.device) -> Tensor:
     """Counter words c1 (number of the block) and c3 (stream), (2, 1, count)."""
     index = torch.arange(count, device=device)

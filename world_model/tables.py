@@ -1,4 +1,4 @@
-"""Tensors that never change, computed once: frequencies, places, schedules."""
+"""Tensors that never change, computed once: frequencies, places, schedules, constants."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps

@@ -193,7 +193,7 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
         ]
         result[thing.name] = {
             "gaps": [
-                {"from": low, "to": high if high < GAPS[-1][1] else None}
+                _ends(low, high)
                 | _one_gap(
                     yard,
                     [event for event in events if low <= event[2] - event[1] <= high],
@@ -202,29 +202,38 @@ def reappearance(yard: Yardstick, guess: Trace) -> Json:
                 for low, high in GAPS
             ],
             "shown_while_hidden": yard.bootstrap.mean(np.where(hidden, shown, np.nan)),
-            "said_while_hidden": _said_while_hidden(yard, guess, i),
+            "said_while_hidden": _said_while_hidden(yard, guess, i, hidden),
         }
     return result
 
 
-def _said_while_hidden(yard: Yardstick, guess: Trace, thing: int) -> list[Json]:
+def _said_while_hidden(
+    yard: Yardstick, guess: Trace, thing: int, hidden: NDArray[np.bool_]
+) -> list[Json]:
     """Where the stated numbers have a hidden thing, by the frames that it has been hidden for."""
     assert yard.finder is not None
     if not guess.state.shape[-1]:
         return []
     said, true = (yard.finder.places_in_state(x.state)[..., thing, :] for x in (guess, yard.truth))
     error = np.linalg.norm(said - true, axis=-1)
-    hidden = out_of_sight(yard, thing)
     since = np.zeros(hidden.shape, np.int64)
     for frame in range(1, hidden.shape[1]):  # hidden from the start: nobody could know where it is
         before = (since[:, frame - 1] > 0) | ~hidden[:, frame - 1]
         since[:, frame] = np.where(hidden[:, frame] & before, since[:, frame - 1] + 1, 0)
     spans = ((since >= low) & (since <= high) for low, high in GAPS)
     return [
-        {"from": low, "to": high if high < GAPS[-1][1] else None, "frames": int(span.sum())}
-        | {"error_px": yard.bootstrap.mean(np.where(span, error, np.nan))}
+        _ends(low, high)
+        | {
+            "frames": int(span.sum()),
+            "error_px": yard.bootstrap.mean(np.where(span, error, np.nan)),
+        }
         for (low, high), span in zip(GAPS, spans, strict=True)
     ]
+
+
+def _ends(low: int, high: int) -> Json:
+    """One of `GAPS` as reports name it: the last one is open."""
+    return {"from": low, "to": high if high < GAPS[-1][1] else None}
 
 
 def out_of_sight(yard: Yardstick, thing: int) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from kairos_env.benchmarks.fidelity.report import show
 from kairos_env.benchmarks.machine import write_results
 from kairos_env.benchmarks.memory.suite import SuiteConfig, chosen, run, settings, verdict
 from kairos_env.benchmarks.progress import progress_bar, teller
+from kairos_env.pictures import write_picture
 from kairos_env.terminal import run_command
 
 
@@ -121,9 +122,7 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
         compared = compare_worlds(worlds, config, tell=teller(bar))
     results = compared.document
     if bench.strips is not None:
-        import imageio.v3 as iio
-
-        write_bytes(bench.strips, iio.imwrite("<bytes>", compared.strips, extension=".png"))
+        write_picture(bench.strips, compared.strips)
     console = Console()
     for name, facts in results["worlds"].items():
         console.print(f"{name}: {' '.join(facts['layers'])}, {reach(facts['reach'])}")

@@ -28,8 +28,6 @@ VISIT_ACTIONS = (8, 48)
 # A loiterer leaves its task where the two things are that near, in units, for so many visits.
 NEARLY = (0.27, 0.42)
 LOITERS = (3, 9)
-
-
 # Lengths of the two arms of Gymnasium's Reacher, and how hard its joints are pulled and braked.
 ARMS = (0.1, 0.11)
 PULL, BRAKE = 0.3, 0.06
