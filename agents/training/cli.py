@@ -57,6 +57,9 @@ class Arguments:
     collected with a multiple of it as --frames-per-chunk."""
     text: bool = False
     """The world reads what it is told in words: it learns from the texts of the episodes."""
+    history: int | None = None
+    """Frames that a dream is begun with. Three show a speed; more show it more exactly, which tells
+    where something comes back that is long out of sight. Default: three, or as --from has it."""
     name: str | None = None
     """Name of the world; the folder's name when not given."""
     description: str = ""

@@ -49,6 +49,8 @@ class StageConfig:
     """Share of updates with gradients through the dreamed steps."""
     unroll_frames: int = 10
     """Frames of those clips."""
+    lead: tuple[int, int] = (1, 4)
+    """Fewest and most true steps that a dream to learn from begins with, drawn evenly."""
     growth: float = 0.6
     """Part of the stage after which dreams have their full length; a dream that has fallen apart
     teaches nothing, so they begin with one step. 0: full length from the start."""
@@ -71,6 +73,11 @@ class StageConfig:
             raise ValueError(
                 f"stage {self.name}: micro_batch must be in 1 .. batch = {self.batch}, "
                 f"got {self.micro_batch}"
+            )
+        if not 1 <= self.lead[0] <= self.lead[1]:
+            raise ValueError(
+                f"stage {self.name}: lead must be the fewest and the most true steps, the fewest "
+                f"at least 1, got {self.lead}"
             )
         for name in ("share", "learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
@@ -153,17 +160,22 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
     """The stage with clips in which something `frames` frames ago can still matter.
 
     Memory is only learned from clips that are longer than what is to be remembered. Batches shrink
-    as clips grow, so an update costs about the same.
+    as clips grow, so an update costs about the same. Dreams begin after a long look: whoever has
+    not seen how fast a thing moves cannot know where it comes back, and learns to show no such
+    thing.
     """
     if stage.learns != "dynamics":
         return stage
+    fewest, most = max(1, frames // 4), max(1, frames // 2)
+    longer = {"frames": 0, "rollout_frames": fewest, "unroll_frames": fewest}
     lengths = {
-        name: max(getattr(stage, name), frames + stage.frames)
-        for name in ("frames", "rollout_frames", "unroll_frames")
+        name: max(getattr(stage, name), frames + stage.frames + lead)
+        for name, lead in longer.items()
     }
     longest = "rollout_frames" if stage.rollout else "unroll_frames" if stage.unroll else "frames"
     batch = round(stage.batch * getattr(stage, longest) / lengths[longest])
-    return dataclasses.replace(stage, batch=max(LEAST_BATCH, batch), **lengths)
+    lead = (max(stage.lead[0], fewest), max(stage.lead[1], most))
+    return dataclasses.replace(stage, batch=max(LEAST_BATCH, batch), lead=lead, **lengths)
 
 
 ROBOT_STAGES = (
@@ -199,6 +211,8 @@ class TrainConfig:
     """Frames that the tokenizer codes as one latent frame; a step's frames are a multiple of it."""
     text: bool = False
     """Whether the world reads what it is told in words: the texts of the episodes."""
+    history: int | None = None
+    """Frames that a dream is begun with; None: three, or as the world to begin with has it."""
     start: str | None = None
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""

@@ -26,8 +26,6 @@ Metrics = dict[str, float]
 LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 # Updates whose histories are dreamed together.
 ROLLOUT_GROUP = 4
-# Most true chunks before a dream.
-REAL_CHUNKS = 4
 # Keeps the draws of unrolled batches apart from those of the others.
 UNROLL = 1
 
@@ -224,7 +222,7 @@ class DynamicsObjective:
 
     def _unrolled(self, step: int, random: np.random.Generator) -> LossOfRows:
         """A batch whose gradients flow through the dreamed steps."""
-        real = int(random.integers(1, REAL_CHUNKS + 1))
+        real = int(random.integers(self.stage.lead[0], self.stage.lead[1] + 1))
         clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
         real *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
@@ -241,7 +239,7 @@ class DynamicsObjective:
         All of it while updates are timed, so that the plan knows what the longest cost.
         """
         chunk = self.world.config.frames_per_chunk
-        most = max(1, frames // chunk - REAL_CHUNKS)
+        most = max(1, frames // chunk - self.stage.lead[1])
         if self.planned is None or not self.stage.growth:
             return most
         grown = min(1.0, step / self.planned / self.stage.growth)
@@ -254,7 +252,7 @@ class DynamicsObjective:
             return {}
         longest = self.longest_dream(first, self.stage.rollout_frames)
         dreamed = int(random.integers(max(1, longest // 2), longest + 1))
-        real = int(random.integers(1, REAL_CHUNKS + 1))
+        real = int(random.integers(self.stage.lead[0], self.stage.lead[1] + 1))
         batches = [self._chunks(first + i, real + dreamed) for i in range(self.group)]
         real *= self.world.config.latents_per_chunk
         mine = processes.my_rows(self.stage.batch)

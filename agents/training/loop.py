@@ -216,6 +216,14 @@ def save(run: Run, learner: Learner) -> None:
 
 def build_world(config: TrainConfig, data: TrainingData) -> WorldModel:
     """A new world for the data's actions, states and frames, or the one to begin with."""
+    world = shaped_world(config, data)
+    if config.history is not None:
+        world.config = dataclasses.replace(world.config, history=config.history)
+    return world
+
+
+def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
+    """The world with the history that its shape has by itself."""
     if config.start is not None and not config.reshape:
         return started_world(config, config.start, data)
     spec = data.spec
