@@ -19,7 +19,8 @@ from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.config import StageConfig, TrainConfig
-from kairos_env.agents.training.learner import DivergedError, Learner
+from kairos_env.agents.training.clips import TrainingData
+from kairos_env.agents.training.learner import DivergedError, DynamicsObjective, Learner
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import load_world
@@ -284,8 +285,38 @@ def test_what_shall_be_remembered_fits_into_the_clips() -> None:
     assert stages[2].unroll_frames > 30
     for long, short in zip(stages[1:], plain[1:], strict=True):
         assert 0 < long.batch < short.batch
+    assert stages[2].lead == (7, 15)
     with pytest.raises(ValueError, match="--memory is a number of frames, at least 1, got 0"):
         run_config(tyro.cli(Arguments, args=[*words[:4], "0"]))
+
+
+def test_a_dream_to_learn_from_begins_with_as_much_truth_as_its_stage_says(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = config_for(data, tmp_path / "w", start=str(finished))
+    stage = dataclasses.replace(STAGES[2], rollout=1.0, rollout_frames=9, lead=(5, 5), growth=0.0)
+    opened, clips = load_world(finished).model, TrainingData(config)
+    learner = DynamicsObjective(
+        config, stage, opened, clips, clips.latents(opened.tokenizer), seed=0, planned=9
+    )
+    for batch in learner._dream_group(0).values():
+        same = (batch["history"] == batch["latents"].float()).flatten(2).all(-1)
+        assert same[:, :5].all()
+        assert not same[:, 5:].any()
+    with pytest.raises(ValueError, match="lead must be the fewest and the most true steps"):
+        dataclasses.replace(stage, lead=(3, 2))
+
+
+def test_a_dream_is_begun_with_as_many_frames_as_were_asked_for(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    assert load_world(finished).starts.frames.shape[1] == 3
+    words = [str(data), "--out", str(tmp_path / "w"), "--history", "5", "--from", str(finished)]
+    asked = run_config(tyro.cli(Arguments, args=words))
+    world = load_world(loop.train(dataclasses.replace(asked, stages=STAGES[1:2], threads=1)))
+    assert world.model.config.history == world.starts.frames.shape[1] == 5
+    again = config_for(data, tmp_path / "v", start=str(world.path), stages=STAGES[1:2])
+    assert load_world(loop.train(again)).model.config.history == 5
 
 
 def test_the_command_names_stages_and_their_updates() -> None:
