@@ -18,8 +18,8 @@ from kairos_env.agents.collect import collect
 from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
-from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.agents.training.clips import TrainingData
+from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError, DynamicsObjective, Learner
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
