@@ -133,6 +133,9 @@ class TransformerConfig:
     second_look: float = 0.0
     """Noise level at which the convolutional stem and head read their own prediction once more and
     put right what has changed; the layers between are not run again. 0: they do not."""
+    recollect: bool = False
+    """Whether the convolutional head also reads what the frame before made of all it remembered:
+    what comes back into sight is drawn from there."""
     actions_per_frame: int = 1
     action_conditions_time: bool = False
     """Also add a frame's actions to its noise-level embedding, beside the attention path (small
@@ -178,6 +181,10 @@ class TransformerConfig:
             raise ValueError(
                 "TransformerConfig.second_look must be a noise level from 0 up to, not including, "
                 f"1, and above 0 only for stem 'conv', got {self.second_look} for {self.stem!r}"
+            )
+        if self.recollect and self.stem != "conv":
+            raise ValueError(
+                f"TransformerConfig.recollect needs stem 'conv', got {self.stem!r}"
             )
         if self.head_dim % 2:
             raise ValueError(

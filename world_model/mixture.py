@@ -84,6 +84,8 @@ class Inputs:
     text: Tensor | None = None
     """(B, S, text_dim)."""
     text_mask: Tensor | None = None
+    recollected: Tensor | None = None
+    """(B, T, L, D) tokens of the clean frame before each, for a head that reads them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +249,8 @@ class Mixture(nn.Module):
                 traced.append(LayerTrace(keys.k, keys.v, delta))
         laid_out = None
         if video and predict and isinstance(self.video.head, ConvHead):
-            laid_out = self.video.head.lay_out(video.x, cast(Tensor, inputs.latents).shape[-2:])
+            tokens = self._recollected(video.x, inputs)
+            laid_out = self.video.head.lay_out(tokens, cast(Tensor, inputs.latents).shape[-2:])
         return Outputs(
             self._read_video(video, inputs, laid_out) if video and predict else None,
             video.x if video else None,
@@ -434,6 +437,13 @@ class Mixture(nn.Module):
         grid = (latents.shape[-2] // self.config.patch, latents.shape[-1] // self.config.patch)
         velocity: Tensor = self.video.head(lane.x, lane.t[:, :, None], grid)
         return velocity
+
+    def _recollected(self, tokens: Tensor, inputs: Inputs) -> Tensor:
+        """Tokens with what the frame before knew."""
+        if self.video.recollect is None or inputs.recollected is None:
+            return tokens
+        more: Tensor = self.video.recollect(inputs.recollected.to(tokens))
+        return tokens + more
 
     def _read_action(self, lane: Lane) -> Tensor:
         actions: Tensor = cast(ActionStream, self.action).head(lane.x)

@@ -183,6 +183,13 @@ class Past:
         assert self.inputs.previous is not None
         return self.inputs.previous[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
 
+    def recollected(self, tokens: Tensor | None) -> Tensor | None:
+        """Tokens (B, T, L, D) of the last frame before each frame's chunk; none before the first."""
+        if tokens is None:
+            return None
+        earlier = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)
+        return earlier[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
+
     def predicted(self) -> Tensor:
         """(B, T) bool: frames that exist and have a history."""
         later = torch.arange(self.valid.shape[1], device=self.valid.device) >= self.chunk
@@ -206,13 +213,13 @@ def dynamics_loss(
     loss = world.config.loss
     past = remembered(world, clips, draws)
     clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, record=True, predict=False)
-    total, metrics = video_loss(world, past, clean.trace, draws)
+    total, metrics = video_loss(world, past, clean.trace, clean.tokens, draws)
     if loss.heads_weight:
         heads, more = heads_loss(world, past, clean.tokens, clips)
         total = total + loss.heads_weight * heads
         metrics |= more
     if world.mixture.action is not None and loss.action_weight:
-        action, more = action_loss(world, past, clean.trace, draws)
+        action, more = action_loss(world, past, clean.trace, clean.tokens, draws)
         total = total + loss.action_weight * action
         metrics |= more
     return total, {"loss": total.detach()} | metrics
@@ -333,14 +340,22 @@ def told(
 
 
 def video_loss(
-    world: "WorldModel", past: Past, trace: tuple[LayerTrace, ...] | None, draws: Draws
+    world: "WorldModel",
+    past: Past,
+    trace: tuple[LayerTrace, ...] | None,
+    tokens: Tensor | None,
+    draws: Draws,
 ) -> tuple[Tensor, Metrics]:
     """Weighted squared error of the frames predicted from the history before each chunk."""
     truth, eps = past.truth, draws.noise
     level = draws.level.repeat_interleave(past.chunk, dim=1)  # (B, T)
     z = noise(truth, eps, level)
     inputs = dataclasses.replace(
-        past.inputs, latents=z, video_noise=level, previous=past.before_chunk()
+        past.inputs,
+        latents=z,
+        video_noise=level,
+        previous=past.before_chunk(),
+        recollected=past.recollected(tokens),
     )
     outputs = world.mixture(inputs, FORWARD, chunk_frames=past.chunk, trace=trace)
     output = outputs.video.float()
@@ -382,7 +397,11 @@ def heads_loss(
 
 
 def action_loss(
-    world: "WorldModel", past: Past, trace: tuple[LayerTrace, ...] | None, draws: Draws
+    world: "WorldModel",
+    past: Past,
+    trace: tuple[LayerTrace, ...] | None,
+    tokens: Tensor | None,
+    draws: Draws,
 ) -> tuple[Tensor, Metrics]:
     """Velocity error of noisy actions in the batch's mode."""
     name, mode = ACTION_MODES[draws.mode]
@@ -398,7 +417,8 @@ def action_loss(
     )
     if mode is JOINT:
         z = noise(past.truth, draws.noise, level)
-        inputs = dataclasses.replace(inputs, latents=z, video_noise=level)
+        recalled = past.recollected(tokens)
+        inputs = dataclasses.replace(inputs, latents=z, video_noise=level, recollected=recalled)
     if mode is INVERSE:
         inputs = dataclasses.replace(inputs, previous=past.inputs.previous)
     output = world.mixture(inputs, mode, chunk_frames=past.chunk, trace=trace, predict=True)

@@ -47,6 +47,8 @@ class DreamState:
     text: Tensor | None = None
     """(B, S, text_dim): what the dream was told."""
     text_mask: Tensor | None = None
+    tokens: Tensor | None = None
+    """(B, L, D): what the last frame made of all that is remembered, where the head recollects."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -212,6 +214,7 @@ def _assemble(tensors: Mapping[str, Tensor], layout: list[bool], path: str | Pat
         take("seed"),
         tensors.get("text"),
         tensors.get("text_mask"),
+        tensors.get("tokens"),
     )
     foreign = sorted(set(tensors) - set(state.tensors()))
     if foreign:

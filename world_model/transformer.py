@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.attention import Attention
-from kairos_env.world_model.conditioning import ImageTokens, NoiseLevel, Text
+from kairos_env.world_model.conditioning import ImageTokens, NoiseLevel, Text, two_layers
 from kairos_env.world_model.config import LayerKind, StreamConfig, TransformerConfig
 from kairos_env.world_model.conv_stem import ConvHead, ConvStem
 from kairos_env.world_model.delta_net import GatedDeltaNet
@@ -164,6 +164,11 @@ class VideoStream(Stream):
             if config.stem == "lookback":
                 self.embed = LookbackEmbed(channels, dim, config.patch, config.previous_frames)
             self.head = PatchHead(channels, dim, config.patch, config.eps)
+        self.recollect = two_layers(dim, dim) if config.recollect else None
+        if self.recollect is not None:
+            # A world that learns it later begins as it was.
+            for parameter in self.recollect[-1].parameters():
+                nn.init.zeros_(parameter)
         self.image = ImageTokens(channels, dim) if config.published.image_tokens else None
 
 

@@ -402,6 +402,7 @@ class WorldModel(nn.Module):
         inputs = Inputs(
             first_frame=state.frame,
             previous=state.previous[:, None].expand(B, F, *state.previous.shape[1:]),
+            recollected=recollected(state, F),
             actions=actions,
             action_noise=told,
             text=state.text,
@@ -506,7 +507,11 @@ class WorldModel(nn.Module):
         assert outputs.memory is not None
         assert outputs.tokens is not None
         after = dataclasses.replace(
-            state, layers=outputs.memory, previous=tail, frame=state.frame + T
+            state,
+            layers=outputs.memory,
+            previous=tail,
+            frame=state.frame + T,
+            tokens=outputs.tokens[:, -1] if self.config.transformer.recollect else None,
         )
         return after, outputs.tokens
 
@@ -560,7 +565,11 @@ class WorldModel(nn.Module):
             )
             if foresight:
                 inputs = dataclasses.replace(
-                    inputs, latents=zs[1], previous=previous, video_noise=level
+                    inputs,
+                    latents=zs[1],
+                    previous=previous,
+                    video_noise=level,
+                    recollected=recollected(state, F),
                 )
             run = ACTING_MODES[mode]
             outputs = self.mixture(inputs, run, chunk_frames=F, memory=state.layers)
@@ -704,3 +713,10 @@ class WorldModel(nn.Module):
         """
         frames, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
         return torch.cat([latents[:, :real], frames], dim=1)
+
+
+def recollected(state: DreamState, frames: int) -> Tensor | None:
+    """What the next `frames` frames recollect of the last one: (B, frames, L, D)."""
+    if state.tokens is None:
+        return None
+    return state.tokens[:, None].expand(-1, frames, -1, -1)

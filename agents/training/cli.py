@@ -79,6 +79,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
         if memory < 1:
             raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")
         options["stages"] = tuple(remembering(stage, memory) for stage in options["stages"])
+        options["recollect"] = True
     return TrainConfig(**options)
 
 

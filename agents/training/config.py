@@ -156,6 +156,11 @@ FURTHER_STAGES = tuple(
 LEAST_BATCH = 4
 
 
+RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0)
+"""What counts where things hide: a small thing that should be back, as much as all else in a frame.
+It is not lost for good, so its error counts squared."""
+
+
 def remembering(stage: StageConfig, frames: int) -> StageConfig:
     """The stage with clips in which something `frames` frames ago can still matter.
 
@@ -175,7 +180,9 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
     longest = "rollout_frames" if stage.rollout else "unroll_frames" if stage.unroll else "frames"
     batch = round(stage.batch * getattr(stage, longest) / lengths[longest])
     lead = (max(stage.lead[0], fewest), max(stage.lead[1], most))
-    return dataclasses.replace(stage, batch=max(LEAST_BATCH, batch), lead=lead, **lengths)
+    return dataclasses.replace(
+        stage, batch=max(LEAST_BATCH, batch), lead=lead, loss=stage.loss or RETURNING, **lengths
+    )
 
 
 ROBOT_STAGES = (
@@ -211,13 +218,15 @@ class TrainConfig:
     """Frames that the tokenizer codes as one latent frame; a step's frames are a multiple of it."""
     text: bool = False
     """Whether the world reads what it is told in words: the texts of the episodes."""
+    recollect: bool = False
+    """Whether the world's head recollects (`TransformerConfig.recollect`)."""
     history: int | None = None
     """Frames that a dream is begun with; None: three, or as the world to begin with has it."""
     start: str | None = None
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""
     reshape: bool = False
-    """Build the shape that `size`, `layers`, `text` and `temporal` say instead, and take from the
+    """Build the shape that `size`, `layers`, `text`, `temporal` and `recollect` say instead, and take from the
     world to begin with every weight that fits."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None

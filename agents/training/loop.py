@@ -237,6 +237,7 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         layers=config.layers,
         text=config.text,
         temporal=config.temporal,
+        recollect=config.recollect,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -278,8 +278,10 @@ def test_reshaping_needs_a_world_whose_tokenizer_fits(
 
 def test_what_shall_be_remembered_fits_into_the_clips() -> None:
     words = ["D", "--out", "W", "--memory", "30", "--stages", "tokenizer", "dynamics", "unroll"]
-    plain = run_config(tyro.cli(Arguments, args=words[:3] + words[5:])).stages
-    stages = run_config(tyro.cli(Arguments, args=words)).stages
+    forgetful = run_config(tyro.cli(Arguments, args=words[:3] + words[5:]))
+    remembers = run_config(tyro.cli(Arguments, args=words))
+    assert (forgetful.recollect, remembers.recollect) == (False, True)
+    plain, stages = forgetful.stages, remembers.stages
     assert stages[0] == plain[0]
     assert stages[1].frames > 30
     assert stages[2].unroll_frames > 30

@@ -157,3 +157,35 @@ def test_a_second_look_that_cannot_be_taken_is_refused(shape: dict[str, Any]) ->
     config = world_config("tiny", action_size=2, state_size=0).transformer
     with pytest.raises(ValueError, match="second_look must be a noise level"):
         dataclasses.replace(config, **shape)
+
+
+def test_a_head_that_recollects_reads_the_tokens_of_the_frame_before() -> None:
+    world = make_world(recollect=True)
+    clips = make_clips(2, 6)
+    state = world.start(clips["frames"][:, :3], clips["actions"][:, :2], seeds=torch.arange(2))
+    assert state.tokens is not None
+    other = dataclasses.replace(state, tokens=state.tokens + 1.0)
+    frames = [world.step(s, clips["actions"][:, 2])[1].latents for s in (state, other)]
+    assert not torch.isclose(*frames).all()
+    # What a dream recollects is what it has read itself, also where it read frame by frame.
+    first = world.start(clips["frames"][:, :1], seeds=torch.arange(2))
+    bit_by_bit = world.observe(first, clips["frames"][:, 1:3], clips["actions"][:, :2])
+    torch.testing.assert_close(bit_by_bit.tokens, state.tokens, rtol=1e-4, atol=1e-5)
+    assert make_world().start(clips["frames"][:, :1], seeds=torch.arange(2)).tokens is None
+
+
+def test_a_world_that_learns_to_recollect_begins_as_it_was() -> None:
+    plain, new = (
+        WorldModel(world_config("tiny", action_size=2, state_size=3, recollect=recollect))
+        for recollect in (False, True)
+    )
+    new.load_state_dict(plain.state_dict(), strict=False)
+    clips = make_clips(2, 4)
+    latents = plain.tokenizer.encode(clips["frames"])
+    assert torch.equal(*(one_step(world, latents, clips["actions"]) for world in (plain, new)))
+
+
+def test_only_a_convolutional_head_recollects() -> None:
+    config = world_config("tiny", action_size=2, state_size=0).transformer
+    with pytest.raises(ValueError, match="recollect needs stem 'conv', got 'patch'"):
+        dataclasses.replace(config, recollect=True, stem="patch", second_look=0.0)
