@@ -183,9 +183,7 @@ class TransformerConfig:
                 f"1, and above 0 only for stem 'conv', got {self.second_look} for {self.stem!r}"
             )
         if self.recollect and self.stem != "conv":
-            raise ValueError(
-                f"TransformerConfig.recollect needs stem 'conv', got {self.stem!r}"
-            )
+            raise ValueError(f"TransformerConfig.recollect needs stem 'conv', got {self.stem!r}")
         if self.head_dim % 2:
             raise ValueError(
                 f"TransformerConfig.head_dim must be even for the rotation, got {self.head_dim}"

@@ -184,7 +184,7 @@ class Past:
         return self.inputs.previous[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
 
     def recollected(self, tokens: Tensor | None) -> Tensor | None:
-        """Tokens (B, T, L, D) of the last frame before each frame's chunk; none before the first."""
+        """Tokens (B, T, L, D) of the last frame before each frame's chunk, 0 before the first."""
         if tokens is None:
             return None
         earlier = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)

@@ -226,8 +226,8 @@ class TrainConfig:
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""
     reshape: bool = False
-    """Build the shape that `size`, `layers`, `text`, `temporal` and `recollect` say instead, and take from the
-    world to begin with every weight that fits."""
+    """Build the shape that `size`, `layers`, `text`, `temporal` and `recollect` say instead, and
+    take from the world to begin with every weight that fits."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None
     """Name of the world; the folder's name when not given."""
