@@ -181,14 +181,21 @@ class Past:
     def before_chunk(self) -> Tensor:
         """(B, T, P, C, h, w): the frames before each frame's chunk, all that a step knows."""
         assert self.inputs.previous is not None
-        return self.inputs.previous[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
+        return self._throughout_chunks(self.inputs.previous)
 
-    def recollected(self, tokens: Tensor | None) -> Tensor | None:
-        """Tokens (B, T, L, D) of the last frame before each frame's chunk, 0 before the first."""
-        if tokens is None:
-            return None
+    def recollecting(self, tokens: Tensor) -> "Past":
+        """The same, for a head that reads the clean run's tokens (B, T, L, D) of the frame before.
+
+        In a chunk that is the last frame before it; before the first chunk nothing was read.
+        """
         earlier = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)
-        return earlier[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
+        recollected = self._throughout_chunks(earlier)
+        inputs = dataclasses.replace(self.inputs, recollected=recollected)
+        return dataclasses.replace(self, inputs=inputs)
+
+    def _throughout_chunks(self, x: Tensor) -> Tensor:
+        """What belongs to each chunk's first frame, for all of its frames: (B, T, ...)."""
+        return x[:, :: self.chunk].repeat_interleave(self.chunk, dim=1)
 
     def predicted(self) -> Tensor:
         """(B, T) bool: frames that exist and have a history."""
@@ -213,13 +220,15 @@ def dynamics_loss(
     loss = world.config.loss
     past = remembered(world, clips, draws)
     clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, record=True, predict=False)
-    total, metrics = video_loss(world, past, clean.trace, clean.tokens, draws)
+    if world.config.transformer.recollect:
+        past = past.recollecting(clean.tokens)
+    total, metrics = video_loss(world, past, clean.trace, draws)
     if loss.heads_weight:
         heads, more = heads_loss(world, past, clean.tokens, clips)
         total = total + loss.heads_weight * heads
         metrics |= more
     if world.mixture.action is not None and loss.action_weight:
-        action, more = action_loss(world, past, clean.trace, clean.tokens, draws)
+        action, more = action_loss(world, past, clean.trace, draws)
         total = total + loss.action_weight * action
         metrics |= more
     return total, {"loss": total.detach()} | metrics
@@ -340,22 +349,14 @@ def told(
 
 
 def video_loss(
-    world: "WorldModel",
-    past: Past,
-    trace: tuple[LayerTrace, ...] | None,
-    tokens: Tensor | None,
-    draws: Draws,
+    world: "WorldModel", past: Past, trace: tuple[LayerTrace, ...] | None, draws: Draws
 ) -> tuple[Tensor, Metrics]:
     """Weighted squared error of the frames predicted from the history before each chunk."""
     truth, eps = past.truth, draws.noise
     level = draws.level.repeat_interleave(past.chunk, dim=1)  # (B, T)
     z = noise(truth, eps, level)
     inputs = dataclasses.replace(
-        past.inputs,
-        latents=z,
-        video_noise=level,
-        previous=past.before_chunk(),
-        recollected=past.recollected(tokens),
+        past.inputs, latents=z, video_noise=level, previous=past.before_chunk()
     )
     outputs = world.mixture(inputs, FORWARD, chunk_frames=past.chunk, trace=trace)
     output = outputs.video.float()
@@ -397,11 +398,7 @@ def heads_loss(
 
 
 def action_loss(
-    world: "WorldModel",
-    past: Past,
-    trace: tuple[LayerTrace, ...] | None,
-    tokens: Tensor | None,
-    draws: Draws,
+    world: "WorldModel", past: Past, trace: tuple[LayerTrace, ...] | None, draws: Draws
 ) -> tuple[Tensor, Metrics]:
     """Velocity error of noisy actions in the batch's mode."""
     name, mode = ACTION_MODES[draws.mode]
@@ -417,8 +414,7 @@ def action_loss(
     )
     if mode is JOINT:
         z = noise(past.truth, draws.noise, level)
-        recalled = past.recollected(tokens)
-        inputs = dataclasses.replace(inputs, latents=z, video_noise=level, recollected=recalled)
+        inputs = dataclasses.replace(inputs, latents=z, video_noise=level)
     if mode is INVERSE:
         inputs = dataclasses.replace(inputs, previous=past.inputs.previous)
     output = world.mixture(inputs, mode, chunk_frames=past.chunk, trace=trace, predict=True)

@@ -222,7 +222,7 @@ class DynamicsObjective:
 
     def _unrolled(self, step: int, random: np.random.Generator) -> LossOfRows:
         """A batch whose gradients flow through the dreamed steps."""
-        real = int(random.integers(self.stage.lead[0], self.stage.lead[1] + 1))
+        real = int(random.integers(*self.stage.lead, endpoint=True))
         clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
         real *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
@@ -252,7 +252,7 @@ class DynamicsObjective:
             return {}
         longest = self.longest_dream(first, self.stage.rollout_frames)
         dreamed = int(random.integers(max(1, longest // 2), longest + 1))
-        real = int(random.integers(self.stage.lead[0], self.stage.lead[1] + 1))
+        real = int(random.integers(*self.stage.lead, endpoint=True))
         batches = [self._chunks(first + i, real + dreamed) for i in range(self.group)]
         real *= self.world.config.latents_per_chunk
         mine = processes.my_rows(self.stage.batch)
