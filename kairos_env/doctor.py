@@ -70,6 +70,8 @@ def devices() -> Table:
             table.add_row(f"cuda:{i}", torch.cuda.get_device_name(i))
     else:
         table.add_row("cuda", "not available to torch")
+    rounded = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    table.add_row("training", "bfloat16" if rounded else "float32: this CPU is slow in bfloat16")
     obstacle = renderer_obstacle()
     table.add_row("renderer", obstacle or "renders without a display")
     return table

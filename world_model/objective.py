@@ -46,6 +46,9 @@ Metrics = dict[str, Tensor]
 SEEN_EVERY = 4
 # How much more a pixel of them counts that differs from the background.
 SEEN_WEIGHT = 2.0
+# Damage to a history: most frames and most places a side, how different from the background a place
+# is where something is, and the share of patches that are cut out.
+DAMAGED_FRAMES, DAMAGED_PLACES, SOMETHING, CUT_OUT = 6, 4, 0.5, 0.6
 # Most batches train the policy, whose run needs no frames and costs a tenth of the others.
 ACTION_MODES: tuple[tuple[str, Mode], ...] = (
     *(("policy", POLICY),) * 6,
@@ -83,6 +86,9 @@ class LossConfig:
     """Fraction of clips whose actions are hidden, so that video alone can also be learned."""
     untold: float = 0.1
     """Fraction of clips whose text is hidden, so that a dream can also go on without."""
+    damage: float = 0.0
+    """Fraction of clips in whose history something vanishes or is put elsewhere for a few frames,
+    so that a dream brings back from memory what it has lost sight of."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would silently teach nothing, or the opposite."""
@@ -100,7 +106,7 @@ class LossConfig:
         for name in ("robust", "robust_place"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"LossConfig.{name} must be positive, got {getattr(self, name)}")
-        for name in ("unknown_actions", "untold"):
+        for name in ("unknown_actions", "untold", "damage"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"LossConfig.{name} must be a fraction, got {getattr(self, name)}")
 
@@ -126,6 +132,8 @@ class Draws:
     mode: int
     untold: Tensor
     """(B, 1) bool: clips whose text is hidden."""
+    damage: Tensor
+    """(B, 9) uniform: which clips are damaged, when, where and how; see `damaged`."""
 
     @classmethod
     def draw(
@@ -157,6 +165,7 @@ class Draws:
                 torch.randint(len(ACTION_MODES), (1,), generator=generator, device=generator.device)
             ),
             untold=torch.rand((B, 1), generator=generator, device=generator.device) < loss.untold,
+            damage=torch.rand((B, 9), generator=generator, device=generator.device),
         )
 
     def rows(self, rows: slice) -> "Draws":
@@ -255,7 +264,7 @@ def unrolled_loss(
         words=clips.get("words"),
         look_again=False,
     )
-    later, frames = truth[:, real:], frames.float()
+    later, frames, tokens = truth[:, real:], frames[:, real:].float(), tokens[:, real:]
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
     if world.config.loss.picture_weight and isinstance(world.tokenizer, Tokenizer):
         seen, rows = seen_error(world.tokenizer, frames, later, seeds)
@@ -315,7 +324,12 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
             truth = world.tokenizer.encode(clips["frames"]).float()
     B, T = truth.shape[:2]
     level = draws.history_level.expand(B, T)
-    history = noise(clips.get("history", truth).float(), draws.history_noise, level)
+    history = clips.get("history", truth).float()
+    share = world.config.loss.damage
+    if share:
+        background = world.tokenizer.background_latent()
+        history = damaged(history, truth, background, share=share, chance=draws.damage)
+    history = noise(history, draws.history_noise, level)
     known = ~draws.hidden.repeat(1, T)
     known[:, 0] = False  # nothing led to the first frame
     text, mask = told(world, clips, draws)
@@ -333,6 +347,50 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
     )
     chunk = world.config.latents_per_chunk
     return Past(truth=truth, valid=clips["valid"], chunk=chunk, inputs=inputs)
+
+
+def damaged(
+    history: Tensor, truth: Tensor, background: Tensor, *, share: float, chance: Tensor
+) -> Tensor:
+    """A history (B, T, C, h, w) in a share of whose clips a patch is wrong for a few frames.
+
+    Most patches are cut out, so that the background shows; others show what is beside them. They
+    lie where something is, never in a clip's first frame, and the truth stays what is to be
+    predicted: what is missing can only come from memory. In a long dream things are lost now and
+    then, always in a way of its own; here they are lost all the time, in ways that are easily made.
+
+    Args:
+        history: what the clips are remembered as.
+        truth: the clips, of the same shape.
+        background: (C, h, w).
+        share: of the clips.
+        chance: (B, 9), uniform in [0, 1): all that is random about it.
+    """
+    B, T, _, h, w = history.shape
+    hit, begin, length, place, tall, wide, kind, down, right = chance.unbind(1)
+
+    def whole(u: Tensor, count: int) -> Tensor:  # 0 .. count - 1
+        return (u * count).long().clamp_max(count - 1)
+
+    def between(low: Tensor, high: Tensor, count: int) -> Tensor:  # (B, count)
+        line = torch.arange(count, device=low.device)
+        return (line >= low[:, None]) & (line <= high[:, None])
+
+    first = 1 + whole(begin, T - 1)
+    when = between(first, first + whole(length, DAMAGED_FRAMES), T)
+    shown = truth[torch.arange(B, device=truth.device), first]
+    something = ((shown - background).abs().amax(1) > SOMETHING).flatten(1)
+    reached = (something + 1e-3).cumsum(1)
+    centre = (reached < place[:, None] * reached[:, -1:]).sum(1).clamp_max(h * w - 1)
+    tall, wide = whole(tall, DAMAGED_PLACES), whole(wide, DAMAGED_PLACES)
+    row, column = centre // w, centre % w
+    rows = between(row - tall // 2, row + (tall + 1) // 2, h)
+    columns = between(column - wide // 2, column + (wide + 1) // 2, w)
+    where = rows[:, :, None] & columns[:, None] & (hit < share)[:, None, None]
+    shifts = zip((1 + whole(down, h - 1)).tolist(), (1 + whole(right, w - 1)).tolist(), strict=True)
+    beside = torch.stack([x.roll(by, (-2, -1)) for x, by in zip(history, shifts, strict=True)])
+    patch = torch.where((kind < CUT_OUT)[:, None, None, None, None], background, beside)
+    return torch.where(when[:, :, None, None, None] & where[:, None, None], patch, history)
 
 
 def told(

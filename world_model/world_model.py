@@ -242,7 +242,7 @@ class WorldModel(nn.Module):
             text, text_mask = self.tell(None, len(latents))
         if actions is not None:
             actions = together(actions, self.config.tokenizer.temporal)
-        return self._begin(latents, actions, seeds, text, text_mask)
+        return self._begin(latents, actions, seeds, text, text_mask)[0]
 
     def tell(self, words: Tensor | None, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Features and mask of `count` texts, as `start` takes them; None for a world without text.
@@ -265,8 +265,8 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
-    ) -> DreamState:
-        """One clean pass over the history; in training its gradients are kept."""
+    ) -> tuple[DreamState, Tensor]:
+        """One clean pass over the history, and its tokens; in training its gradients are kept."""
         B, T = latents.shape[:2]
         self._check_start(B, T, actions, seeds, text)
         known = torch.full((B, T), actions is not None, device=latents.device)
@@ -279,7 +279,7 @@ class WorldModel(nn.Module):
         nothing = torch.zeros(B, dtype=torch.int64, device=latents.device)
         memory = self.mixture.empty_memory(B)
         blank = DreamState(memory, previous, nothing, seeds.to(nothing), text, text_mask)
-        return self._remember(blank, latents, led_by(actions), known=known)[0]
+        return self._remember(blank, latents, led_by(actions), known=known)
 
     @torch.no_grad()
     def observe(
@@ -675,13 +675,13 @@ class WorldModel(nn.Module):
             look_again: As a dream does, where the world has a second look.
 
         Returns:
-            The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
-            (B, T - real, L, D).
+            What is remembered of the clips: the frames (B, T, C, h, w), true and dreamed, and the
+            tokens of their clean passes (B, T, L, D).
         """
-        F = self.config.latents_per_chunk
+        F, true = self.config.latents_per_chunk, latents[:, :real]
         told = self.tell(words, len(latents))
-        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
-        frames, tokens, steps = [], [], self.config.denoise_steps
+        state, seen = self._begin(true, actions[:, : real - 1], seeds, *told)
+        frames, tokens, steps = [true], [seen], self.config.denoise_steps
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
@@ -706,13 +706,12 @@ class WorldModel(nn.Module):
         real: int,
         seeds: Tensor,
         words: Tensor | None = None,
-    ) -> Tensor:
-        """What the dream remembers of clips after `real` true frames: (B, T, C, h, w).
+    ) -> tuple[Tensor, Tensor]:
+        """`unroll` without gradients.
 
-        Training on these instead of the truth shows the model its own errors.
+        Training on what is dreamed instead of on the truth shows the model its own errors.
         """
-        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
-        return torch.cat([latents[:, :real], frames], dim=1)
+        return self.unroll(latents, actions, real=real, seeds=seeds, words=words)
 
 
 def recollected(state: DreamState, frames: int) -> Tensor | None:

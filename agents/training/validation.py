@@ -91,22 +91,27 @@ def dream(world: WorldModel, data: TrainingData, stage: StageConfig, picture: Pa
     state = world.start(
         history, clips["actions"][:, : real - 1], seeds=seeds, text=text, text_mask=mask
     )
-    dreamed = []
+    dreamed, states = [], []
     for t in range(real - 1, real - 1 + steps * F, F):
         state, prediction = world.step(state, clips["actions"][:, t : t + F].flatten(1, 2))
         dreamed.append(prediction.frames)
+        states.append(prediction.state)
     guess = torch.cat([frames for frames in dreamed if frames is not None], dim=1).cpu().numpy()
     truth = clips["frames"][:, real:].cpu().numpy()
     valid = clips["valid"][:, real:].cpu().numpy()
     last = np.broadcast_to(clips["frames"][:, real - 1 : real].cpu().numpy(), truth.shape)
     _write_strips(picture, truth[:SHOWN], guess[:SHOWN])
     metrics: Metrics = {}
+    off = (torch.cat(states, dim=1) - clips["state"][:, real:]) / world.heads.state_scale
     for horizon in HORIZONS:
         exist = valid[:, horizon - 1]
         if exist.any():
             there = truth[exist, horizon - 1]
             metrics[f"psnr@{horizon}"] = _psnr(there, guess[exist, horizon - 1])
             metrics[f"copy@{horizon}"] = _psnr(there, last[exist, horizon - 1])
+            if off.shape[-1]:
+                there_off = off[torch.from_numpy(exist).to(off.device), horizon - 1]
+                metrics[f"state@{horizon}"] = float(there_off.square().mean().sqrt())
     return metrics
 
 

@@ -40,6 +40,7 @@ STAGES = (
         unroll_frames=6,
         rollout_frames=6,
     ),
+    StageConfig(name="heads", learns="heads", steps=5, batch=4, frames=6, readings=2, ema=0.5),
 )
 
 
@@ -81,7 +82,7 @@ def test_training_ends_in_a_world_that_can_be_dreamed_in(finished: Path) -> None
     world = load_world(finished)
     assert world.manifest.environment.id == "TinyBall-v0"
     last = world.manifest.provenance["stages"][-1]
-    assert (last["stage"], last["updates"]) == ("rollout", 9)
+    assert (last["stage"], last["updates"]) == ("heads", 5)
     assert last["cpu_seconds"] > 0
     starts = torch.from_numpy(world.starts.frames[:2])
     actions = torch.from_numpy(world.starts.actions[:2])
@@ -95,7 +96,9 @@ class Killed(BaseException):
     """Stands for kill -9: nothing gets a chance to clean up."""
 
 
-@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6)])
+@pytest.mark.parametrize(
+    ("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6), ("heads", 3)]
+)
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
     stage: str,
     step: int,
@@ -119,6 +122,25 @@ def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
     expected, resumed = weights(finished), weights(loop.train(config))
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_reading_changes_nothing_but_the_heads(data: Path, finished: Path, tmp_path: Path) -> None:
+    stage = dataclasses.replace(STAGES[-1], steps=3)
+    read = loop.train(config_for(data, tmp_path / "read", start=str(finished), stages=(stage,)))
+    before, after = load_world(finished).model.state_dict(), weights(read)
+    changed = {name for name, x in before.items() if not torch.equal(x, after[name])}
+    assert {name.split(".")[0] for name in changed} == {"heads"}
+    assert any(name.startswith("heads.mean") for name in changed)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("AVX512", True), ("AVX2", False)])
+def test_a_cpu_rounds_to_bfloat16_only_where_that_is_fast(
+    capability: str, expected: bool, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    config = config_for(data, Path("world"), bfloat16=None)
+    assert config.rounds is expected
+    assert dataclasses.replace(config, bfloat16=not expected).rounds is not expected
 
 
 def test_micro_batches_add_up_to_the_batch(data: Path, finished: Path, tmp_path: Path) -> None:
@@ -328,10 +350,10 @@ def test_the_command_names_stages_and_their_updates() -> None:
 
     chosen = stages("--stages", "rollout", "unroll", "--steps", "3", "4")
     assert chosen == [("rollout", 3), ("unroll", 4)]
-    assert stages("--from", "push") == [("unroll", None)]
+    assert stages("--from", "push") == [("unroll", None), ("heads", None)]
     with pytest.raises(ValueError, match="no stage dream; there are tokenizer"):
         stages("--stages", "dream")
-    with pytest.raises(ValueError, match="steps has 2 numbers for 4 stages"):
+    with pytest.raises(ValueError, match="steps has 2 numbers for 5 stages"):
         stages("--steps", "3", "4")
 
 
@@ -361,7 +383,7 @@ def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
         torch.testing.assert_close(together[name], x, atol=1e-5, rtol=1e-5, msg=name)
         torch.testing.assert_close(alone[name], x, atol=1e-5, rtol=1e-5, msg=name)
     records = (config.folder / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout"]
+    assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout", "heads"]
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(
