@@ -133,7 +133,7 @@ class Draws:
     untold: Tensor
     """(B, 1) bool: clips whose text is hidden."""
     damage: Tensor
-    """(B, 9) uniform: which clips are damaged, when, where and how; see `damaged`."""
+    """(B, 9) uniform: which clips are damaged, when, where and how; see `Damage`."""
 
     @classmethod
     def draw(
@@ -244,7 +244,12 @@ def dynamics_loss(
 
 
 def unrolled_loss(
-    world: "WorldModel", clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
+    world: "WorldModel",
+    clips: Mapping[str, Tensor],
+    *,
+    real: int,
+    seeds: Tensor,
+    chance: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Error of dreamed frames against the truth, with gradients through all dreamed steps.
 
@@ -253,8 +258,13 @@ def unrolled_loss(
         clips: as `dynamics_loss` takes them, with latents.
         real: true frames before the dream.
         seeds: (B,) int64, of the dreams.
+        chance: (B, 9), uniform: how what is remembered of the dreams is damaged; None: not at all.
     """
     truth = clips["latents"].float()
+    damage, share = None, world.config.loss.damage
+    if share and chance is not None:
+        background = world.tokenizer.background_latent()
+        damage = Damage.draw(truth, background, share=share, chance=chance, earliest=real)
     # Trained through, a second look learns to hedge as the first one does (decision 0008).
     frames, tokens = world.unroll(
         truth,
@@ -263,6 +273,7 @@ def unrolled_loss(
         seeds=seeds,
         words=clips.get("words"),
         look_again=False,
+        damage=damage,
     )
     later, frames, tokens = truth[:, real:], frames[:, real:].float(), tokens[:, real:]
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
@@ -328,7 +339,7 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
     share = world.config.loss.damage
     if share:
         background = world.tokenizer.background_latent()
-        history = damaged(history, truth, background, share=share, chance=draws.damage)
+        history = Damage.draw(truth, background, share=share, chance=draws.damage)(history)
     history = noise(history, draws.history_noise, level)
     known = ~draws.hidden.repeat(1, T)
     known[:, 0] = False  # nothing led to the first frame
@@ -349,48 +360,75 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
     return Past(truth=truth, valid=clips["valid"], chunk=chunk, inputs=inputs)
 
 
-def damaged(
-    history: Tensor, truth: Tensor, background: Tensor, *, share: float, chance: Tensor
-) -> Tensor:
-    """A history (B, T, C, h, w) in a share of whose clips a patch is wrong for a few frames.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Damage:
+    """A patch of a clip that is wrong for a few frames in what is remembered of it.
 
     Most patches are cut out, so that the background shows; others show what is beside them. They
-    lie where something is, never in a clip's first frame, and the truth stays what is to be
-    predicted: what is missing can only come from memory. In a long dream things are lost now and
-    then, always in a way of its own; here they are lost all the time, in ways that are easily made.
-
-    Args:
-        history: what the clips are remembered as.
-        truth: the clips, of the same shape.
-        background: (C, h, w).
-        share: of the clips.
-        chance: (B, 9), uniform in [0, 1): all that is random about it.
+    lie where something is, and the truth stays what is to be predicted: what is missing can only
+    come from memory. In a long dream things are lost now and then, always in a way of its own; here
+    they are lost all the time, in ways that are easily made.
     """
-    B, T, _, h, w = history.shape
-    hit, begin, length, place, tall, wide, kind, down, right = chance.unbind(1)
 
-    def whole(u: Tensor, count: int) -> Tensor:  # 0 .. count - 1
-        return (u * count).long().clamp_max(count - 1)
+    where: Tensor
+    """(B, T, 1, h, w) bool."""
+    cut_out: Tensor
+    """(B,) bool; the patches of the other clips show what is beside them."""
+    shifts: tuple[tuple[int, int], ...]
+    """How far beside, for each clip, in rows and columns."""
+    background: Tensor
+    """(C, h, w)."""
 
-    def between(low: Tensor, high: Tensor, count: int) -> Tensor:  # (B, count)
-        line = torch.arange(count, device=low.device)
-        return (line >= low[:, None]) & (line <= high[:, None])
+    @classmethod
+    def draw(
+        cls, truth: Tensor, background: Tensor, *, share: float, chance: Tensor, earliest: int = 1
+    ) -> "Damage":
+        """Draw for clips (B, T, C, h, w).
 
-    first = 1 + whole(begin, T - 1)
-    when = between(first, first + whole(length, DAMAGED_FRAMES), T)
-    shown = truth[torch.arange(B, device=truth.device), first]
-    something = ((shown - background).abs().amax(1) > SOMETHING).flatten(1)
-    reached = (something + 1e-3).cumsum(1)
-    centre = (reached < place[:, None] * reached[:, -1:]).sum(1).clamp_max(h * w - 1)
-    tall, wide = whole(tall, DAMAGED_PLACES), whole(wide, DAMAGED_PLACES)
-    row, column = centre // w, centre % w
-    rows = between(row - tall // 2, row + (tall + 1) // 2, h)
-    columns = between(column - wide // 2, column + (wide + 1) // 2, w)
-    where = rows[:, :, None] & columns[:, None] & (hit < share)[:, None, None]
-    shifts = zip((1 + whole(down, h - 1)).tolist(), (1 + whole(right, w - 1)).tolist(), strict=True)
-    beside = torch.stack([x.roll(by, (-2, -1)) for x, by in zip(history, shifts, strict=True)])
-    patch = torch.where((kind < CUT_OUT)[:, None, None, None, None], background, beside)
-    return torch.where(when[:, :, None, None, None] & where[:, None, None], patch, history)
+        Args:
+            truth: the clips.
+            background: (C, h, w).
+            share: of the clips that are damaged.
+            chance: (B, 9), uniform in [0, 1): all that is random about it.
+            earliest: first frame that can be wrong; what a dream begins with is certain.
+        """
+        B, T, _, h, w = truth.shape
+        hit, begin, length, place, tall, wide, kind, down, right = chance.unbind(1)
+
+        def whole(u: Tensor, count: int) -> Tensor:  # 0 .. count - 1
+            return (u * count).long().clamp_max(count - 1)
+
+        def between(low: Tensor, high: Tensor, count: int) -> Tensor:  # (B, count)
+            line = torch.arange(count, device=low.device)
+            return (line >= low[:, None]) & (line <= high[:, None])
+
+        first = earliest + whole(begin, T - earliest)
+        when = between(first, first + whole(length, DAMAGED_FRAMES), T) & (hit < share)[:, None]
+        shown = truth[torch.arange(B, device=truth.device), first]
+        something = ((shown - background).abs().amax(1) > SOMETHING).flatten(1)
+        reached = (something + 1e-3).cumsum(1)
+        centre = (reached < place[:, None] * reached[:, -1:]).sum(1).clamp_max(h * w - 1)
+        row, column = centre // w, centre % w
+        tall, wide = whole(tall, DAMAGED_PLACES), whole(wide, DAMAGED_PLACES)
+        rows = between(row - tall // 2, row + (tall + 1) // 2, h)
+        columns = between(column - wide // 2, column + (wide + 1) // 2, w)
+        shifts = zip(
+            (1 + whole(down, h - 1)).tolist(), (1 + whole(right, w - 1)).tolist(), strict=True
+        )
+        return cls(
+            where=when[:, :, None, None, None]
+            & (rows[:, :, None] & columns[:, None])[:, None, None],
+            cut_out=kind < CUT_OUT,
+            shifts=tuple(shifts),
+            background=background,
+        )
+
+    def __call__(self, frames: Tensor, first: int = 0) -> Tensor:
+        """Frames (B, n, C, h, w) of the clips, from number `first` on, with what is wrong."""
+        pairs = zip(frames, self.shifts, strict=True)
+        beside = torch.stack([x.roll(by, (-2, -1)) for x, by in pairs])
+        patch = torch.where(self.cut_out[:, None, None, None, None], self.background, beside)
+        return torch.where(self.where[:, first : first + frames.shape[1]], patch, frames)
 
 
 def told(

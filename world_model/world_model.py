@@ -34,7 +34,13 @@ from kairos_env.world_model.heads import Heads, HeadsConfig, calibrated
 from kairos_env.world_model.history import at_last, led_by, slide, together
 from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Heard, Inputs, Mixture, Outputs
 from kairos_env.world_model.noise import counter_normal
-from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
+from kairos_env.world_model.objective import (
+    Damage,
+    Draws,
+    LossConfig,
+    dynamics_loss,
+    unrolled_loss,
+)
 from kairos_env.world_model.published.imported import ImportedConfig
 from kairos_env.world_model.published.wan_tokenizer import WanTokenizer, WanTokenizerConfig
 from kairos_env.world_model.state import DreamState
@@ -663,6 +669,7 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         words: Tensor | None = None,
         look_again: bool = True,
+        damage: Damage | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Dream clips on after `real` true frames, gradients kept.
 
@@ -673,10 +680,11 @@ class WorldModel(nn.Module):
             seeds: (B,) int64.
             words: What the clips were told, tokenized.
             look_again: As a dream does, where the world has a second look.
+            damage: What is remembered of the dreamed frames, where that is not what was dreamed.
 
         Returns:
-            What is remembered of the clips: the frames (B, T, C, h, w), true and dreamed, and the
-            tokens of their clean passes (B, T, L, D).
+            The frames of the clips (B, T, C, h, w), true and dreamed, and the tokens of their clean
+            passes (B, T, L, D).
         """
         F, true = self.config.latents_per_chunk, latents[:, :real]
         told = self.tell(words, len(latents))
@@ -686,16 +694,22 @@ class WorldModel(nn.Module):
             chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
             dreamed = self._dream(state, chunk, heard, steps, look_again=look_again)
-            state, seen = self._commit(state, dreamed, chunk, heard)
+            kept = dreamed if damage is None else damage(dreamed, t + 1)
+            state, seen = self._commit(state, kept, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)
         return torch.cat(frames, dim=1), torch.cat(tokens, dim=1)
 
     def unrolled_loss(
-        self, clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
+        self,
+        clips: Mapping[str, Tensor],
+        *,
+        real: int,
+        seeds: Tensor,
+        chance: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """How far a dream strays from its clips; see `objective.unrolled_loss`."""
-        return unrolled_loss(self, clips, real=real, seeds=seeds)
+        return unrolled_loss(self, clips, real=real, seeds=seeds, chance=chance)
 
     @torch.no_grad()
     def rollout(

@@ -229,10 +229,11 @@ class DynamicsObjective:
         clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
         real *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
+        chance = torch.from_numpy(random.random((self.stage.batch, 9), np.float32)).to(seeds.device)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = {name: value[rows] for name, value in clips.items()}
-            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows])
+            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows], chance=chance[rows])
 
         return loss_of
 
