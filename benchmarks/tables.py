@@ -342,6 +342,26 @@ def ablation_table(root: Path) -> str:
     return text or "Not measured on any machine yet.\n"
 
 
+def curriculum_table(root: Path) -> str:
+    """Three stages beside the last one alone, for equal processor time."""
+    from kairos_env.benchmarks.curriculum import ALONE, FIGURES, THREE
+
+    text = ""
+    for result in results("curriculum", root):
+        rows = [
+            [
+                FIGURES[name],
+                *(f"{row[key]:.4f}" for key in (THREE, ALONE, "difference")),
+                cell(row["standard_error"]),
+            ]
+            for name, row in result["summary"].items()
+        ]
+        seeds = len(result["config"]["seeds"])
+        head = (f"held-out episodes, means of {seeds} seeds", THREE, ALONE, "difference")
+        text += markdown((*head, "standard error"), rows) + origin(result)
+    return text or "Not measured on any machine yet.\n"
+
+
 def size_table(root: Path) -> str:
     """Numbers, memory and operations of our worlds, their peers and the published networks."""
     text = ""
@@ -684,6 +704,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "contraction": contraction_table,
     "half_lives": half_life_table,
     "ablation": ablation_table,
+    "curriculum": curriculum_table,
     "sizes": size_table,
     "latency": latency_table,
     "growth": growth_table,

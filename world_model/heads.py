@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from kairos_env.world_model.config import positive
 from kairos_env.world_model.tables import table
 
+# Weights of errors in the loss: of the reward, and the largest that a number of the state can get.
+REWARD_WORTH, MOST_WORTH = 5.0, 20.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
@@ -100,6 +103,19 @@ def _lines(
         torch.tensor(column, dtype=dtype, device=device) for column in zip(*lines, strict=True)
     )
     return stated[:-1], slopes, offsets
+
+
+def worth(log_spread: Tensor) -> Tensor:
+    """How much the error of reward and of each state number counts (..., 1 + S), 1 on average.
+
+    What can be known exactly is to be known exactly: a number of the state counts in inverse
+    proportion to the error that is expected of it, within bounds. Without that, numbers that
+    nobody can read off a picture (which side of a square is up) outweigh those that can be. The
+    reward is not excused where it is hard to tell: that is where it matters.
+    """
+    weight = (-log_spread).exp().clamp_max(MOST_WORTH)
+    weight = torch.cat([torch.full_like(weight[..., :1], REWARD_WORTH), weight[..., 1:]], dim=-1)
+    return weight / weight.mean(-1, keepdim=True)
 
 
 class Places(nn.Module):
@@ -206,7 +222,7 @@ class Heads(nn.Module):
         state: Tensor,
         valid: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the means, likelihood of the spreads, weighted cross-entropy of the end.
+        """Squared error of the means by their worth, likelihood of the spreads, and the end's.
 
         Args:
             inputs: what `forward` takes.
@@ -224,12 +240,13 @@ class Heads(nn.Module):
             dim=-1,
         )
         error = (mean - target).square()
+        weight = worth(log_spread.detach())
 
         def average(values: Tensor) -> Tensor:  # in each clip, then over clips
             return ((values * valid).sum(1) / valid.sum(1).clamp_min(1)).mean()
 
-        fit = average(error.mean(-1))
-        # The spread learns from the error but does not excuse it: no gradient into the mean.
+        fit = average((weight * error).mean(-1))
+        # The spread learns from the error: no gradient into the mean.
         likelihood = 0.5 * error.detach() * (-2.0 * log_spread).exp() + log_spread
         calibration = average(likelihood.mean(-1))
         cross = F.binary_cross_entropy_with_logits(end, ended.to(end), reduction="none")

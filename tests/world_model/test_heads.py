@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.heads import Heads, HeadsConfig, Places
+from kairos_env.world_model.heads import REWARD_WORTH, Heads, HeadsConfig, Places, worth
 
 B, T, C, h, w = 3, 4, 4, 6, 8
 L, D, A, N, S = 5, 12, 2, 3, 2  # tokens, their width, actions of N numbers, state numbers
@@ -123,9 +123,9 @@ def test_a_terminal_transition_counts_more_than_an_ordinary_one() -> None:
         torch.testing.assert_close(heavy["end_loss"], ratio * plain["end_loss"])
 
 
-def test_the_spread_does_not_excuse_the_mean() -> None:
-    """The likelihood pushes the spread alone: the mean's gradient is that of the squared error."""
-    heads, inputs, goals = make_heads(), transitions(), targets()
+def test_the_spread_does_not_excuse_the_reward() -> None:
+    """With a reward alone, the mean's gradient is that of the squared error."""
+    heads, inputs, goals = make_heads(0), transitions(), targets(0)
     heads.loss(inputs, *goals)[0].backward()
     before = heads.mean.weight.grad.clone()
     heads.zero_grad()
@@ -134,6 +134,17 @@ def test_the_spread_does_not_excuse_the_mean() -> None:
     heads.loss(inputs, *goals)[0].backward()
     torch.testing.assert_close(heads.mean.weight.grad, before)
     assert heads.log_spread.weight.grad.any()
+
+
+def test_what_can_be_known_exactly_counts_more_than_what_cannot() -> None:
+    log_spread = torch.log(torch.tensor([0.001, 1.0, 0.1, 0.05, 0.0001]))
+    reward, vague, known, better, best = worth(log_spread).tolist()
+    assert vague < known < better
+    assert known / vague == pytest.approx(10.0)
+    assert best == better  # within bounds
+    assert reward / vague == pytest.approx(REWARD_WORTH)
+    assert worth(log_spread).mean() == pytest.approx(1.0)
+    assert torch.equal(worth(torch.full((3, 1), -2.0)), torch.ones(3, 1))
 
 
 def test_the_spread_learns_the_size_of_the_error() -> None:
