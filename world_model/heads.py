@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from kairos_env.world_model.config import positive
 from kairos_env.world_model.tables import table
 
-# Weights of errors in the loss: of the reward, and the largest that a number of the state can get.
-REWARD_WORTH, MOST_WORTH = 5.0, 20.0
+# The expected error, in deviations, at which a number of the state counts as much as the reward, and
+# the most that one can count.
+ORDINARY, MOST_WORTH = 0.2, 4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,16 +107,15 @@ def _lines(
 
 
 def worth(log_spread: Tensor) -> Tensor:
-    """How much the error of reward and of each state number counts (..., 1 + S), 1 on average.
+    """How much the error of the reward, 1, and of each number of the state counts: (..., 1 + S).
 
     What can be known exactly is to be known exactly: a number of the state counts in inverse
     proportion to the error that is expected of it, within bounds. Without that, numbers that
     nobody can read off a picture (which side of a square is up) outweigh those that can be. The
     reward is not excused where it is hard to tell: that is where it matters.
     """
-    weight = (-log_spread).exp().clamp_max(MOST_WORTH)
-    weight = torch.cat([torch.full_like(weight[..., :1], REWARD_WORTH), weight[..., 1:]], dim=-1)
-    return weight / weight.mean(-1, keepdim=True)
+    weight = (ORDINARY * (-log_spread).exp()).clamp_max(MOST_WORTH)
+    return torch.cat([torch.ones_like(weight[..., :1]), weight[..., 1:]], dim=-1)
 
 
 class Places(nn.Module):

@@ -166,7 +166,9 @@ WORLD_STAGES = (
 
 
 FURTHER_STAGES = tuple(
-    dataclasses.replace(stage, learning_rate=min(stage.learning_rate, 5e-4), growth=0.0)
+    stage
+    if stage.learns == "heads"
+    else dataclasses.replace(stage, learning_rate=min(stage.learning_rate, 5e-4), growth=0.0)
     for stage in WORLD_STAGES
 )
 """The same for a world that dreams already: gently, and with dreams of full length at once."""
