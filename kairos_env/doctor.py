@@ -58,6 +58,8 @@ def devices() -> Table:
     """Where a model can run, and whether the truth can be shown."""
     import torch
 
+    from kairos_env.kernels.dispatch import rounds_fast
+
     table = Table("device", "", title="devices", title_justify="left")
     cores = os.cpu_count()
     table.add_row(
@@ -70,8 +72,8 @@ def devices() -> Table:
             table.add_row(f"cuda:{i}", torch.cuda.get_device_name(i))
     else:
         table.add_row("cuda", "not available to torch")
-    rounded = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    table.add_row("training", "bfloat16" if rounded else "float32: this CPU is slow in bfloat16")
+    rounded = "bfloat16" if rounds_fast("cpu") else "float32: this CPU is slow in bfloat16"
+    table.add_row("training", rounded)
     obstacle = renderer_obstacle()
     table.add_row("renderer", obstacle or "renders without a display")
     return table

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from kairos_env.world_model.config import positive
 from kairos_env.world_model.tables import table
 
-# The expected error, in deviations, at which a number of the state counts as much as the reward, and
-# the most that one can count.
+# The expected error, in deviations, at which a number of the state counts as much as the reward,
+# and the most that one can count.
 ORDINARY, MOST_WORTH = 0.2, 4.0
 
 

@@ -46,9 +46,6 @@ Metrics = dict[str, Tensor]
 SEEN_EVERY = 4
 # How much more a pixel of them counts that differs from the background.
 SEEN_WEIGHT = 2.0
-# Damage to a history: most frames and most places a side, how different from the background a place
-# is where something is, and the share of patches that are cut out.
-DAMAGED_FRAMES, DAMAGED_PLACES, SOMETHING, CUT_OUT = 6, 4, 0.5, 0.6
 # Most batches train the policy, whose run needs no frames and costs a tenth of the others.
 ACTION_MODES: tuple[tuple[str, Mode], ...] = (
     *(("policy", POLICY),) * 6,
@@ -86,9 +83,6 @@ class LossConfig:
     """Fraction of clips whose actions are hidden, so that video alone can also be learned."""
     untold: float = 0.1
     """Fraction of clips whose text is hidden, so that a dream can also go on without."""
-    damage: float = 0.0
-    """Fraction of clips in whose history something vanishes or is put elsewhere for a few frames,
-    so that a dream brings back from memory what it has lost sight of."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that would silently teach nothing, or the opposite."""
@@ -106,7 +100,7 @@ class LossConfig:
         for name in ("robust", "robust_place"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"LossConfig.{name} must be positive, got {getattr(self, name)}")
-        for name in ("unknown_actions", "untold", "damage"):
+        for name in ("unknown_actions", "untold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"LossConfig.{name} must be a fraction, got {getattr(self, name)}")
 
@@ -132,8 +126,6 @@ class Draws:
     mode: int
     untold: Tensor
     """(B, 1) bool: clips whose text is hidden."""
-    damage: Tensor
-    """(B, 9) uniform: which clips are damaged, when, where and how; see `Damage`."""
 
     @classmethod
     def draw(
@@ -165,7 +157,6 @@ class Draws:
                 torch.randint(len(ACTION_MODES), (1,), generator=generator, device=generator.device)
             ),
             untold=torch.rand((B, 1), generator=generator, device=generator.device) < loss.untold,
-            damage=torch.rand((B, 9), generator=generator, device=generator.device),
         )
 
     def rows(self, rows: slice) -> "Draws":
@@ -244,12 +235,7 @@ def dynamics_loss(
 
 
 def unrolled_loss(
-    world: "WorldModel",
-    clips: Mapping[str, Tensor],
-    *,
-    real: int,
-    seeds: Tensor,
-    chance: Tensor | None = None,
+    world: "WorldModel", clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
 ) -> tuple[Tensor, Metrics]:
     """Error of dreamed frames against the truth, with gradients through all dreamed steps.
 
@@ -258,13 +244,8 @@ def unrolled_loss(
         clips: as `dynamics_loss` takes them, with latents.
         real: true frames before the dream.
         seeds: (B,) int64, of the dreams.
-        chance: (B, 9), uniform: how what is remembered of the dreams is damaged; None: not at all.
     """
     truth = clips["latents"].float()
-    damage, share = None, world.config.loss.damage
-    if share and chance is not None:
-        background = world.tokenizer.background_latent()
-        damage = Damage.draw(truth, background, share=share, chance=chance, earliest=real)
     # Trained through, a second look learns to hedge as the first one does (decision 0008).
     frames, tokens = world.unroll(
         truth,
@@ -273,9 +254,8 @@ def unrolled_loss(
         seeds=seeds,
         words=clips.get("words"),
         look_again=False,
-        damage=damage,
     )
-    later, frames, tokens = truth[:, real:], frames[:, real:].float(), tokens[:, real:]
+    later, frames = truth[:, real:], frames.float()
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
     if world.config.loss.picture_weight and isinstance(world.tokenizer, Tokenizer):
         seen, rows = seen_error(world.tokenizer, frames, later, seeds)
@@ -335,12 +315,7 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
             truth = world.tokenizer.encode(clips["frames"]).float()
     B, T = truth.shape[:2]
     level = draws.history_level.expand(B, T)
-    history = clips.get("history", truth).float()
-    share = world.config.loss.damage
-    if share:
-        background = world.tokenizer.background_latent()
-        history = Damage.draw(truth, background, share=share, chance=draws.damage)(history)
-    history = noise(history, draws.history_noise, level)
+    history = noise(clips.get("history", truth).float(), draws.history_noise, level)
     known = ~draws.hidden.repeat(1, T)
     known[:, 0] = False  # nothing led to the first frame
     text, mask = told(world, clips, draws)
@@ -358,77 +333,6 @@ def remembered(world: "WorldModel", clips: Mapping[str, Tensor], draws: Draws) -
     )
     chunk = world.config.latents_per_chunk
     return Past(truth=truth, valid=clips["valid"], chunk=chunk, inputs=inputs)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Damage:
-    """A patch of a clip that is wrong for a few frames in what is remembered of it.
-
-    Most patches are cut out, so that the background shows; others show what is beside them. They
-    lie where something is, and the truth stays what is to be predicted: what is missing can only
-    come from memory. In a long dream things are lost now and then, always in a way of its own; here
-    they are lost all the time, in ways that are easily made.
-    """
-
-    where: Tensor
-    """(B, T, 1, h, w) bool."""
-    cut_out: Tensor
-    """(B,) bool; the patches of the other clips show what is beside them."""
-    shifts: tuple[tuple[int, int], ...]
-    """How far beside, for each clip, in rows and columns."""
-    background: Tensor
-    """(C, h, w)."""
-
-    @classmethod
-    def draw(
-        cls, truth: Tensor, background: Tensor, *, share: float, chance: Tensor, earliest: int = 1
-    ) -> "Damage":
-        """Draw for clips (B, T, C, h, w).
-
-        Args:
-            truth: the clips.
-            background: (C, h, w).
-            share: of the clips that are damaged.
-            chance: (B, 9), uniform in [0, 1): all that is random about it.
-            earliest: first frame that can be wrong; what a dream begins with is certain.
-        """
-        B, T, _, h, w = truth.shape
-        hit, begin, length, place, tall, wide, kind, down, right = chance.unbind(1)
-
-        def whole(u: Tensor, count: int) -> Tensor:  # 0 .. count - 1
-            return (u * count).long().clamp_max(count - 1)
-
-        def between(low: Tensor, high: Tensor, count: int) -> Tensor:  # (B, count)
-            line = torch.arange(count, device=low.device)
-            return (line >= low[:, None]) & (line <= high[:, None])
-
-        first = earliest + whole(begin, T - earliest)
-        when = between(first, first + whole(length, DAMAGED_FRAMES), T) & (hit < share)[:, None]
-        shown = truth[torch.arange(B, device=truth.device), first]
-        something = ((shown - background).abs().amax(1) > SOMETHING).flatten(1)
-        reached = (something + 1e-3).cumsum(1)
-        centre = (reached < place[:, None] * reached[:, -1:]).sum(1).clamp_max(h * w - 1)
-        row, column = centre // w, centre % w
-        tall, wide = whole(tall, DAMAGED_PLACES), whole(wide, DAMAGED_PLACES)
-        rows = between(row - tall // 2, row + (tall + 1) // 2, h)
-        columns = between(column - wide // 2, column + (wide + 1) // 2, w)
-        shifts = zip(
-            (1 + whole(down, h - 1)).tolist(), (1 + whole(right, w - 1)).tolist(), strict=True
-        )
-        return cls(
-            where=when[:, :, None, None, None]
-            & (rows[:, :, None] & columns[:, None])[:, None, None],
-            cut_out=kind < CUT_OUT,
-            shifts=tuple(shifts),
-            background=background,
-        )
-
-    def __call__(self, frames: Tensor, first: int = 0) -> Tensor:
-        """Frames (B, n, C, h, w) of the clips, from number `first` on, with what is wrong."""
-        pairs = zip(frames, self.shifts, strict=True)
-        beside = torch.stack([x.roll(by, (-2, -1)) for x, by in pairs])
-        patch = torch.where(self.cut_out[:, None, None, None, None], self.background, beside)
-        return torch.where(self.where[:, first : first + frames.shape[1]], patch, frames)
 
 
 def told(

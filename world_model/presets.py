@@ -10,7 +10,6 @@ from kairos_env.world_model.config import (
     TransformerConfig,
 )
 from kairos_env.world_model.heads import HeadsConfig
-from kairos_env.world_model.objective import LossConfig
 from kairos_env.world_model.text import TextConfig
 from kairos_env.world_model.tokenizer import TokenizerConfig
 from kairos_env.world_model.world_model import WorldConfig
@@ -58,8 +57,6 @@ PUBLISHED = {
 
 PLACES = 32
 """Kinds of things whose places the heads look for."""
-DAMAGE = 0.3
-"""Fraction of clips with damaged histories (`LossConfig.damage`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,7 +183,6 @@ def world_config(
         heads=HeadsConfig(
             state_size=state_size, hidden=s.head_hidden, channels=s.stem_channels, places=PLACES
         ),
-        loss=LossConfig(damage=DAMAGE),
         text=TextConfig() if text else None,
         action_size=action_size,
         chunk=chunk,

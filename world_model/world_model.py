@@ -34,13 +34,7 @@ from kairos_env.world_model.heads import Heads, HeadsConfig, calibrated
 from kairos_env.world_model.history import at_last, led_by, slide, together
 from kairos_env.world_model.mixture import FORWARD, JOINT, POLICY, Heard, Inputs, Mixture, Outputs
 from kairos_env.world_model.noise import counter_normal
-from kairos_env.world_model.objective import (
-    Damage,
-    Draws,
-    LossConfig,
-    dynamics_loss,
-    unrolled_loss,
-)
+from kairos_env.world_model.objective import Draws, LossConfig, dynamics_loss, unrolled_loss
 from kairos_env.world_model.published.imported import ImportedConfig
 from kairos_env.world_model.published.wan_tokenizer import WanTokenizer, WanTokenizerConfig
 from kairos_env.world_model.state import DreamState
@@ -248,7 +242,7 @@ class WorldModel(nn.Module):
             text, text_mask = self.tell(None, len(latents))
         if actions is not None:
             actions = together(actions, self.config.tokenizer.temporal)
-        return self._begin(latents, actions, seeds, text, text_mask)[0]
+        return self._begin(latents, actions, seeds, text, text_mask)
 
     def tell(self, words: Tensor | None, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Features and mask of `count` texts, as `start` takes them; None for a world without text.
@@ -271,8 +265,8 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
-    ) -> tuple[DreamState, Tensor]:
-        """One clean pass over the history, and its tokens; in training its gradients are kept."""
+    ) -> DreamState:
+        """One clean pass over the history; in training its gradients are kept."""
         B, T = latents.shape[:2]
         self._check_start(B, T, actions, seeds, text)
         known = torch.full((B, T), actions is not None, device=latents.device)
@@ -285,7 +279,7 @@ class WorldModel(nn.Module):
         nothing = torch.zeros(B, dtype=torch.int64, device=latents.device)
         memory = self.mixture.empty_memory(B)
         blank = DreamState(memory, previous, nothing, seeds.to(nothing), text, text_mask)
-        return self._remember(blank, latents, led_by(actions), known=known)
+        return self._remember(blank, latents, led_by(actions), known=known)[0]
 
     @torch.no_grad()
     def observe(
@@ -669,7 +663,6 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         words: Tensor | None = None,
         look_again: bool = True,
-        damage: Damage | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Dream clips on after `real` true frames, gradients kept.
 
@@ -680,36 +673,29 @@ class WorldModel(nn.Module):
             seeds: (B,) int64.
             words: What the clips were told, tokenized.
             look_again: As a dream does, where the world has a second look.
-            damage: What is remembered of the dreamed frames, where that is not what was dreamed.
 
         Returns:
-            The frames of the clips (B, T, C, h, w), true and dreamed, and the tokens of their clean
-            passes (B, T, L, D).
+            The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
+            (B, T - real, L, D).
         """
-        F, true = self.config.latents_per_chunk, latents[:, :real]
+        F = self.config.latents_per_chunk
         told = self.tell(words, len(latents))
-        state, seen = self._begin(true, actions[:, : real - 1], seeds, *told)
-        frames, tokens, steps = [true], [seen], self.config.denoise_steps
+        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
+        frames, tokens, steps = [], [], self.config.denoise_steps
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
             heard = self._hear(state, chunk)
             dreamed = self._dream(state, chunk, heard, steps, look_again=look_again)
-            kept = dreamed if damage is None else damage(dreamed, t + 1)
-            state, seen = self._commit(state, kept, chunk, heard)
+            state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)
         return torch.cat(frames, dim=1), torch.cat(tokens, dim=1)
 
     def unrolled_loss(
-        self,
-        clips: Mapping[str, Tensor],
-        *,
-        real: int,
-        seeds: Tensor,
-        chance: Tensor | None = None,
+        self, clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """How far a dream strays from its clips; see `objective.unrolled_loss`."""
-        return unrolled_loss(self, clips, real=real, seeds=seeds, chance=chance)
+        return unrolled_loss(self, clips, real=real, seeds=seeds)
 
     @torch.no_grad()
     def rollout(
@@ -720,12 +706,13 @@ class WorldModel(nn.Module):
         real: int,
         seeds: Tensor,
         words: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """`unroll` without gradients.
+    ) -> Tensor:
+        """What the dream remembers of clips after `real` true frames: (B, T, C, h, w).
 
-        Training on what is dreamed instead of on the truth shows the model its own errors.
+        Training on these instead of the truth shows the model its own errors.
         """
-        return self.unroll(latents, actions, real=real, seeds=seeds, words=words)
+        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
+        return torch.cat([latents[:, :real], frames], dim=1)
 
 
 def recollected(state: DreamState, frames: int) -> Tensor | None:

@@ -38,12 +38,12 @@ class EvolveConfig:
     """Wall-clock budget of the world in a round."""
     size: str = "small"
     """tiny, small or medium."""
-    stages: tuple[str, ...] = ("tokenizer", "dynamics", "rollout", "unroll", "heads")
+    stages: tuple[str, ...] = ("tokenizer", "dynamics", "rollout", "unroll")
     """What the first world learns, as for `kairos train`."""
     updates: tuple[int, ...] | None = None
     """Updates of each of these stages instead of minutes: the same weights on every machine of the
     same kind."""
-    further: tuple[str, ...] = ("unroll", "heads")
+    further: tuple[str, ...] = ("unroll",)
     """Stages of later rounds; the world goes on from the one before, on all data so far."""
     further_updates: tuple[int, ...] | None = None
     """Updates of each of those."""

@@ -35,10 +35,10 @@ class Arguments:
     minutes: float = 60.0
     """Wall-clock budget."""
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """A world to begin with, by name or folder; the default is then only unroll and heads."""
+    """A world to begin with, by name or folder; the default is then only the last stage."""
     stages: tuple[str, ...] | None = None
-    """Stages to run, in this order: tokenizer, dynamics, rollout, unroll, heads. Default: all. An
-    imported network learns to answer to actions in the stage robot."""
+    """Stages to run, in this order: tokenizer, dynamics, rollout, unroll. Default: all. An imported
+    network learns to answer to actions in the stage robot."""
     steps: tuple[int, ...] | None = None
     """Updates of each stage instead of a budget in minutes: the same weights on every machine of
     the same kind."""
@@ -87,7 +87,7 @@ def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
     """The stages that are named, or those that a run of this kind has, with their updates."""
     known = FURTHER_STAGES if arguments.start else WORLD_STAGES
     stages = {stage.name: stage for stage in (*known, *ROBOT_STAGES)}
-    default = known[-2:] if arguments.start else known
+    default = known[-1:] if arguments.start else known
     names = arguments.stages or tuple(stage.name for stage in default)
     unknown = [name for name in names if name not in stages]
     if unknown:

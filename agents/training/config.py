@@ -8,13 +8,12 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import torch
-
+from kairos_env.kernels.dispatch import rounds_fast
 from kairos_env.world_model.config import LayerKind
 from kairos_env.world_model.objective import LossConfig
-from kairos_env.world_model.presets import DAMAGE, SIZES
+from kairos_env.world_model.presets import SIZES
 
-Learned = Literal["tokenizer", "dynamics", "heads"]
+Learned = Literal["tokenizer", "dynamics"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,6 @@ class StageConfig:
     growth: float = 0.6
     """Part of the stage after which dreams have their full length; a dream that has fallen apart
     teaches nothing, so they begin with one step. 0: full length from the start."""
-    readings: int = 48
-    """Updates of a stage that learns the heads which draw their clips from one pool of dreams."""
     at_end: float = 0.2
     """Share of clips that show a termination."""
     films: tuple[Path, ...] = ()
@@ -71,10 +68,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        for name in ("steps", "readings"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"stage {self.name}: {name} must be at least 1, got {number}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"stage {self.name}: steps must be at least 1, got {self.steps}")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(
                 f"stage {self.name}: micro_batch must be in 1 .. batch = {self.batch}, "
@@ -153,22 +148,11 @@ WORLD_STAGES = (
         learning_rate=5e-4,
         warmup=20,
     ),
-    StageConfig(
-        name="heads",
-        learns="heads",
-        share=0.15,
-        batch=32,
-        frames=24,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-    ),
 )
 
 
 FURTHER_STAGES = tuple(
-    stage
-    if stage.learns == "heads"
-    else dataclasses.replace(stage, learning_rate=min(stage.learning_rate, 5e-4), growth=0.0)
+    dataclasses.replace(stage, learning_rate=min(stage.learning_rate, 5e-4), growth=0.0)
     for stage in WORLD_STAGES
 )
 """The same for a world that dreams already: gently, and with dreams of full length at once."""
@@ -176,7 +160,7 @@ FURTHER_STAGES = tuple(
 LEAST_BATCH = 4
 
 
-RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0, damage=DAMAGE)
+RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0)
 """What counts where things hide: a small thing that should be back, as much as all else in a frame.
 It is not lost for good, so its error counts squared."""
 
@@ -189,7 +173,7 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
     not seen how fast a thing moves cannot know where it comes back, and learns to show no such
     thing.
     """
-    if stage.learns == "tokenizer":
+    if stage.learns != "dynamics":
         return stage
     fewest, most = max(1, frames // 4), max(1, frames // 2)
     longer = {"frames": 0, "rollout_frames": fewest, "unroll_frames": fewest}
@@ -289,7 +273,7 @@ class TrainConfig:
         """Whether products are computed in bfloat16."""
         if self.bfloat16 is not None:
             return self.bfloat16
-        return self.device != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+        return rounds_fast(self.device)
 
     @property
     def folder(self) -> Path:

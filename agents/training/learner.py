@@ -18,7 +18,6 @@ from kairos_env.agents.data.clips import Clips
 from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
-from kairos_env.world_model.heads import Heads
 from kairos_env.world_model.history import coded
 from kairos_env.world_model.tokenizer import Tokenizer
 from kairos_env.world_model.world_model import WorldModel
@@ -27,10 +26,8 @@ Metrics = dict[str, float]
 LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 # Updates whose histories are dreamed together.
 ROLLOUT_GROUP = 4
-# Batches of clips in a pool that heads read.
-POOL = 4
 # Keeps the draws of unrolled batches apart from those of the others.
-UNROLL, READ = 1, 2
+UNROLL = 1
 
 
 class DivergedError(RuntimeError):
@@ -229,11 +226,10 @@ class DynamicsObjective:
         clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
         real *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
-        chance = torch.from_numpy(random.random((self.stage.batch, 9), np.float32)).to(seeds.device)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = {name: value[rows] for name, value in clips.items()}
-            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows], chance=chance[rows])
+            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows])
 
         return loss_of
 
@@ -264,7 +260,7 @@ class DynamicsObjective:
         latents = clips["latents"].float()
         clips["seeds"] = torch.from_numpy(random.integers(0, 2**62, latents.shape[:2]))
         part = {name: x[:, mine].flatten(0, 1).to(latents.device) for name, x in clips.items()}
-        history, _ = self.world.rollout(
+        history = self.world.rollout(
             part["latents"].float(),
             part["actions"],
             real=real,
@@ -276,22 +272,6 @@ class DynamicsObjective:
             first + i: batch | {"history": part}
             for i, (batch, part) in enumerate(zip(batches, latents, strict=True))
         }
-
-    def remembered(self, number: int, truth: bool) -> dict[str, Tensor]:
-        """A batch of clips with frames as `seen` and tokens, of the truth or of a dream."""
-        random = np.random.default_rng([self.seed, number, READ])
-        real = int(random.integers(*self.stage.lead, endpoint=True))
-        clips = self._batch(number, self.stage.frames)
-        real *= self.world.config.latents_per_chunk
-        seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
-        seen, tokens = self.world.rollout(
-            clips["latents"].float(),
-            clips["actions"],
-            real=clips["latents"].shape[1] if truth else real,
-            seeds=seeds,
-            words=clips.get("words"),
-        )
-        return clips | {"seen": seen.float(), "tokens": tokens}
 
     def _chunks(self, step: int, count: int) -> dict[str, Tensor]:
         """A batch of clips of so many chunks."""
@@ -307,53 +287,6 @@ class DynamicsObjective:
         if self.world.text is not None:
             clips["words"] = self.data.words(self.world.text, batch).to(self.config.device)
         return coded(clips, self.world.config.tokenizer.temporal)
-
-
-@dataclasses.dataclass
-class HeadsObjective:
-    """Read reward, end and state off frames, true ones and dreamed ones; the rest is fixed.
-
-    To dream a frame takes fifty times as long as to read it, so many updates draw their clips from
-    one pool of dreams.
-    """
-
-    heads: Heads
-    frames: DynamicsObjective
-    """Whose clips and dreams are read."""
-    planned: int | None = None
-    _pool: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-
-    @property
-    def group(self) -> int:
-        """Updates that share a pool."""
-        return self.frames.stage.readings
-
-    def prepare(self, step: int) -> LossOfRows:
-        """Some clips of the pool."""
-        if step % self.group == 0 or not self._pool:
-            self._pool = self._dream(step // self.group)
-        batch, random = self.frames.stage.batch, np.random.default_rng([self.frames.seed, step])
-        chosen = torch.from_numpy(random.choice(len(self._pool["valid"]), batch, replace=False))
-        clips = {name: x[chosen.to(x.device)] for name, x in self._pool.items()}
-
-        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            part = {name: x[rows] for name, x in clips.items()}
-            seen, valid = part["seen"], part["valid"]
-            total, metrics = self.heads.loss(
-                (seen[:, :-1], seen[:, 1:], part["actions"], part["tokens"][:, 1:].float()),
-                part["rewards"],
-                part["terminated"],
-                part["state"][:, 1:],
-                valid[:, 1:] & valid[:, :-1],
-            )
-            return total, {"loss": total.detach()} | metrics
-
-        return loss_of
-
-    def _dream(self, group: int) -> dict[str, Tensor]:
-        """Clips with what is remembered of them: every other batch the truth, else a dream."""
-        parts = [self.frames.remembered(POOL * group + i, i % 2 == 0) for i in range(POOL)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def make_learner(
@@ -376,16 +309,11 @@ def make_learner(
         tokenizer = processes.sharded(world.tokenizer, ("loss",))
         reconstruct = TokenizerObjective(tokenizer, clips, stage, seed, config.device)
         return Learner(config, stage, world, data, world.tokenizer, tokenizer, reconstruct)
-    with processes.first_goes_ahead():
-        latents = data.latents(world.tokenizer)
-    if stage.learns == "heads":
-        world.heads.requires_grad_(True)
-        heads = processes.sharded(world.heads, ("loss",))
-        read = HeadsObjective(heads, DynamicsObjective(config, stage, world, data, latents, seed))
-        return Learner(config, stage, world, data, world.heads, heads, read)
     for part in (world.mixture, world.heads, world.text):
         if part is not None:
             part.requires_grad_(True)
+    with processes.first_goes_ahead():
+        latents = data.latents(world.tokenizer)
     trained = processes.sharded(world, ("loss", "unrolled_loss", "rollout"))
     predict = DynamicsObjective(config, stage, trained, data, latents, seed)
     return Learner(config, stage, world, data, world, trained, predict)

@@ -84,7 +84,7 @@ def test_a_dream_in_which_nothing_is_seen_to_move_is_the_same_frame_for_ever() -
     world = make_world(stillness=1e3)
     clips = make_clips(2, 6)
     latents = world.tokenizer.encode(clips["frames"])
-    latents, _ = world.rollout(latents, clips["actions"], real=2, seeds=torch.arange(2))
+    latents = world.rollout(latents, clips["actions"], real=2, seeds=torch.arange(2))
     assert torch.equal(latents[:, 2:], latents[:, 1:2].expand(-1, 4, -1, -1, -1))
 
 
