@@ -49,10 +49,13 @@ class Guard:
     """Judges one examination after the other.
 
     It stops at once when the real return has fallen by more than half of `tolerance` while the gap
-    grew by as much, both beyond noise. It stops after `patience` examinations in a row in which the
-    dreamed return rose above that of the best policy and the real one by less than a tenth of
-    that, or in which more than half of what the dream promises is not real. Where the world is
-    also much less sure than at first, an examination counts twice.
+    grew by as much, both beyond noise; and when the real return is below its best while the dreamed
+    one rose and more than half of what it promises is not real.
+
+    It stops after `patience` examinations in a row in which the dreamed return rose above that of
+    the best policy and the real one by less than a tenth of that, or in which more than half of
+    what the dream promises is not real. Where the world is also much less sure than at first, an
+    examination counts twice.
     """
 
     floor: float
@@ -70,13 +73,14 @@ class Guard:
         """Compare with the best real examination so far."""
         self.first, before = self.first or reading, self.best or reading
         gain = max(float(before.real.mean()) - self.floor, float(before.real.std()), 1e-9)
-        suspicious = _alone(before, reading, gain) or _flattered(reading, self.floor)
-        self.strikes = self.strikes + self._weight(reading) if suspicious else 0
+        alone, flattered = _alone(before, reading, gain), _flattered(reading, self.floor)
+        self.strikes = self.strikes + self._weight(reading) if alone or flattered else 0
         fallen = _fallen(before, reading, self.tolerance / 2 * gain)
+        parted = alone and flattered and bool(reading.real.mean() < before.real.mean())
         better = self.best is None or bool(reading.real.mean() > before.real.mean())
         if better:
             self.best = reading
-        if not fallen and self.strikes < self.patience:
+        if not (fallen or parted) and self.strikes < self.patience:
             return Verdict(best=better)
         return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
 

@@ -51,6 +51,17 @@ def test_a_world_that_promises_twice_what_is_real_is_not_practised_in_for_long()
     assert [v.stop for v in judged(readings)] == [False, False, True, True]
 
 
+def test_dream_and_reality_that_part_where_most_of_the_promise_is_empty_stop_at_once() -> None:
+    """As a poor world of reach was seen to do: reality falls slowly, within the noise."""
+    real, dreamed = [-18.1, -15.8, -16.4, -17.4], [-12.4, -9.0, -4.4, -4.3]
+    readings = [
+        reading(i, d, r, wobble=1.0) for i, (d, r) in enumerate(zip(dreamed, real, strict=True))
+    ]
+    verdicts = judged(readings)
+    assert [v.stop for v in verdicts[:3]] == [False, False, True]
+    assert "The policy of step 1 is kept" in verdicts[2].reason
+
+
 def test_a_world_that_is_less_sure_shortens_the_patience():
     readings = [reading(i, -10 + i, -10 - 0.01 * i, uncertainty=1 + i) for i in range(6)]
     verdicts = judged(readings, patience=4)
