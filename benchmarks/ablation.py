@@ -33,8 +33,6 @@ from kairos_env.world_model.config import HYBRID, LayerKind
 from kairos_env.world_model.presets import SIZES
 from kairos_env.worlds import load_world
 
-# Which of the horizons is shown beside the last one: 10 frames.
-SOON = 1
 VARIANTS: dict[str, tuple[LayerKind, ...]] = {
     "windows": ("SWA", "SWA", "SWA", "SWA"),
     "dilated": ("SWA", "SWA", "DSWA", "SWA"),
@@ -173,7 +171,7 @@ def figures(row: Json) -> dict[str, Any]:
     """What a row's world is judged by, as estimates: objects and pictures soon and at last."""
     horizons = list(row["horizons"].items())
     told: dict[str, Any] = {}
-    for horizon, found in (horizons[min(SOON, len(horizons) - 1)], horizons[-1]):
+    for horizon, found in horizons[1:2] + horizons[-1:]:
         for name, thing in found.get("objects", {}).items():
             told[f"{name}, px at {horizon}"] = thing["error_px"]
         told[f"PSNR at {horizon}"] = found["psnr"]

@@ -154,13 +154,22 @@ def summarise(pairs: list[dict[str, Any]], name: str) -> dict[str, Any]:
     }
 
 
+def lines(document: dict[str, Any]) -> list[tuple[list[str], float | None]]:
+    """Each figure's name and numbers as they are shown, and the standard error."""
+    return [
+        (
+            [FIGURES[name], *(f"{row[key]:.4f}" for key in (THREE, ALONE, "difference"))],
+            row["standard_error"],
+        )
+        for name, row in document["summary"].items()
+    ]
+
+
 def print_table(document: dict[str, Any], console: Console) -> None:
     """The comparison, for a person."""
     table = Table(title=f"held-out episodes, {len(document['pairs'])} seeds")
     for head in ("", THREE, ALONE, "difference", "standard error"):
         table.add_column(head, justify="left" if not head else "right")
-    for name, row in document["summary"].items():
-        error = row["standard_error"]
-        cells = [f"{row[key]:.4f}" for key in (THREE, ALONE, "difference")]
-        table.add_row(FIGURES[name], *cells, "" if error is None else f"{error:.4f}")
+    for cells, error in lines(document):
+        table.add_row(*cells, "" if error is None else f"{error:.4f}")
     console.print(table)

@@ -344,18 +344,11 @@ def ablation_table(root: Path) -> str:
 
 def curriculum_table(root: Path) -> str:
     """Three stages beside the last one alone, for equal processor time."""
-    from kairos_env.benchmarks.curriculum import ALONE, FIGURES, THREE
+    from kairos_env.benchmarks.curriculum import ALONE, THREE, lines
 
     text = ""
     for result in results("curriculum", root):
-        rows = [
-            [
-                FIGURES[name],
-                *(f"{row[key]:.4f}" for key in (THREE, ALONE, "difference")),
-                cell(row["standard_error"]),
-            ]
-            for name, row in result["summary"].items()
-        ]
+        rows = [[*cells, cell(error)] for cells, error in lines(result)]
         seeds = len(result["config"]["seeds"])
         head = (f"held-out episodes, means of {seeds} seeds", THREE, ALONE, "difference")
         text += markdown((*head, "standard error"), rows) + origin(result)

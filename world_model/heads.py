@@ -115,7 +115,8 @@ def worth(log_spread: Tensor) -> Tensor:
     reward is not excused where it is hard to tell: that is where it matters.
     """
     weight = (ORDINARY * (-log_spread).exp()).clamp_max(MOST_WORTH)
-    return torch.cat([torch.ones_like(weight[..., :1]), weight[..., 1:]], dim=-1)
+    weight[..., 0] = 1.0
+    return weight
 
 
 class Places(nn.Module):

@@ -76,8 +76,9 @@ class Guard:
         alone, flattered = _alone(before, reading, gain), _flattered(reading, self.floor)
         self.strikes = self.strikes + self._weight(reading) if alone or flattered else 0
         fallen = _fallen(before, reading, self.tolerance / 2 * gain)
-        parted = alone and flattered and bool(reading.real.mean() < before.real.mean())
-        better = self.best is None or bool(reading.real.mean() > before.real.mean())
+        rise = float(reading.real.mean() - before.real.mean())
+        parted = alone and flattered and rise < 0
+        better = self.best is None or rise > 0
         if better:
             self.best = reading
         if not (fallen or parted) and self.strikes < self.patience:

@@ -90,9 +90,6 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"
                 )
-        self._check_data()
-
-    def _check_data(self) -> None:
         if not self.own and not self.films:
             raise ValueError(f"stage {self.name} has no data: name films, or use the run's own")
         if self.learns != "dynamics":

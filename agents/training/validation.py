@@ -102,7 +102,8 @@ def dream(world: WorldModel, data: TrainingData, stage: StageConfig, picture: Pa
     last = np.broadcast_to(clips["frames"][:, real - 1 : real].cpu().numpy(), truth.shape)
     _write_strips(picture, truth[:SHOWN], guess[:SHOWN])
     metrics: Metrics = {}
-    off = (torch.cat(states, dim=1) - clips["state"][:, real:]) / world.heads.state_scale
+    gap = (torch.cat(states, dim=1) - clips["state"][:, real:]) / world.heads.state_scale
+    off = gap.cpu().numpy()
     for horizon in HORIZONS:
         exist = valid[:, horizon - 1]
         if exist.any():
@@ -110,8 +111,8 @@ def dream(world: WorldModel, data: TrainingData, stage: StageConfig, picture: Pa
             metrics[f"psnr@{horizon}"] = _psnr(there, guess[exist, horizon - 1])
             metrics[f"copy@{horizon}"] = _psnr(there, last[exist, horizon - 1])
             if off.shape[-1]:
-                there_off = off[torch.from_numpy(exist).to(off.device), horizon - 1]
-                metrics[f"state@{horizon}"] = float(there_off.square().mean().sqrt())
+                squares = np.square(off[exist, horizon - 1])
+                metrics[f"state@{horizon}"] = float(np.sqrt(squares.mean()))
     return metrics
 
 
