@@ -76,6 +76,10 @@ class Learner:
         self.steps += self.model.num_timesteps
         self.rounds += 1
 
+    def count_as_practised(self) -> None:
+        """It knows something already: a round of no steps, to be examined before the next."""
+        self.rounds = 1
+
     def predict(self, observation: NDArray[Any]) -> NDArray[Any]:
         """What it does without exploring."""
         action: NDArray[Any] = self.model.predict(observation, deterministic=True)[0]

@@ -1,5 +1,9 @@
-"""The baseline that needs no reward: imitate the recorded episodes that solved the task."""
+"""Imitation: the baseline that needs no reward, and a policy that practice can begin with.
 
+Shapes: N recorded steps, K low-level actions a step.
+"""
+
+import math
 from typing import Any
 
 import numpy as np
@@ -17,37 +21,65 @@ from kairos_env.view import numpy_of
 from kairos_env.worlds import World
 
 UPDATES, BATCH = 3000, 256
+LEARNING_RATE, FINAL = 1e-3, 0.05  # it falls as a cosine, to this share
+VALUE_WEIGHT = 0.1
 ENCODE_BATCH = 256  # frames encoded at once
+
+
+def imitate(
+    policy: ActorCriticPolicy,
+    seen: NDArray[Any],
+    actions: NDArray[Any],
+    values: NDArray[np.float32] | None = None,
+    *,
+    updates: int,
+    seed: int,
+) -> None:
+    """Make `actions` likely where `seen` was observed, and expect `values` there.
+
+    Args:
+        policy: Learns in place.
+        seen: (N, ...) observations.
+        actions: (N, ...) what was done.
+        values: (N,) what came of it; without, the policy's expectations stay as they are.
+        updates: How many.
+        seed: Of the batches.
+    """
+    random = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE)
+    one_number = isinstance(policy.action_space, spaces.Discrete)
+    shape = (-1,) if one_number else (len(actions), -1)
+    chosen = torch.as_tensor(actions, device=policy.device).reshape(shape)
+    expected = None if values is None else torch.as_tensor(values, device=policy.device)
+    policy.set_training_mode(True)
+    for update in range(updates):
+        wave = (1 + math.cos(math.pi * update / updates)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * max(FINAL, wave)
+        rows = random.integers(len(seen), size=BATCH)
+        observation, _ = policy.obs_to_tensor(seen[rows])
+        value, likely, _ = policy.evaluate_actions(observation, chosen[rows])
+        loss = -likely.mean()
+        if expected is not None:
+            loss = loss + VALUE_WEIGHT * (value.flatten() - expected[rows]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    policy.set_training_mode(False)
 
 
 class Cloned:
     """PPO's own network, trained to make recorded chunks likely."""
 
-    def __init__(
-        self, space: spaces.Space[Any], chunks: spaces.Space[Any], *, learning_rate: float
-    ) -> None:
+    def __init__(self, space: spaces.Space[Any], chunks: spaces.Space[Any]) -> None:
         def rate(progress: float) -> float:
-            return learning_rate
+            return LEARNING_RATE
 
         self.policy: ActorCriticPolicy = (
             CnnPolicy(space, chunks, rate)
             if space.dtype == np.uint8
             else MlpPolicy(space, chunks, rate, features_extractor_class=Standardised)
         )
-
-    def fit(self, seen: NDArray[Any], chunks: NDArray[Any], *, updates: int, seed: int) -> None:
-        """Maximise the likelihood of `chunks` where `seen` was observed."""
-        random, optimizer = np.random.default_rng(seed), self.policy.optimizer
-        chosen = torch.from_numpy(chunks)
-        self.policy.set_training_mode(True)
-        for _ in range(updates):
-            rows = random.integers(len(seen), size=BATCH)
-            observation, _ = self.policy.obs_to_tensor(seen[rows])
-            _, likely, _ = self.policy.evaluate_actions(observation, chosen[rows].flatten(1))
-            loss = -likely.mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
 
     def predict(self, observation: NDArray[Any]) -> NDArray[Any]:
         """The likeliest chunk."""
@@ -56,7 +88,13 @@ class Cloned:
 
 
 def clone(
-    data: Transitions, world: World, observation: Seen, space: spaces.Space[Any], *, seed: int
+    data: Transitions,
+    world: World,
+    observation: Seen,
+    space: spaces.Space[Any],
+    *,
+    seed: int,
+    updates: int = UPDATES,
 ) -> Cloned:
     """Imitate recorded steps.
 
@@ -66,17 +104,35 @@ def clone(
         observation: What the policy sees.
         space: The space of that.
         seed: Of network and batches.
+        updates: How many.
     """
     chunk_space = world.manifest.environment.chunk_space
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        cloned = Cloned(space, chunk_space, learning_rate=1e-3)
-        chunks = decode_actions(chunk_space, data.actions)
-        cloned.fit(_observed(data, world, observation), chunks, updates=UPDATES, seed=seed)
+        cloned = Cloned(space, chunk_space)
+    chunks = chunks_of(data, world)
+    imitate(cloned.policy, observed(data, world, observation), chunks, updates=updates, seed=seed)
     return cloned
 
 
-def _observed(data: Transitions, world: World, observation: Seen) -> NDArray[Any]:
+def chunks_of(data: Transitions, world: World, *, hold: bool = False) -> NDArray[Any]:
+    """The recorded chunks, (N, K, ...) in the environment's numbers.
+
+    Args:
+        data: The recorded steps.
+        world: Of the same environment.
+        hold: One action for each chunk instead, (N, ...): the mean, or the first of actions that
+            have none.
+    """
+    space = world.manifest.environment.chunk_space
+    chunks = decode_actions(space, data.actions)
+    if not hold:
+        return chunks
+    return chunks.mean(1) if isinstance(space, spaces.Box) else chunks[:, 0]
+
+
+def observed(data: Transitions, world: World, observation: Seen) -> NDArray[Any]:
+    """What a policy would have seen at each recorded step."""
     if observation == "state":
         return data.state
     assert data.frames is not None, "read the transitions with their frames"

@@ -39,6 +39,9 @@ class ImagineConfig:
     """Datasets whose episodes dreams begin from, at any moment; the world's own starts without."""
     starts: int = 2000
     """How many moments are drawn from the data."""
+    imitate: int = 0
+    """Updates in which the policy first learns to do what was done in the episodes of --data that
+    solved the task. 0: practice begins with a policy that knows nothing."""
     rollout: int = 512
     """Steps of all dreams together between two updates of PPO. 8192 for tasks of several parts:
     push is hardly learned with 512, in reality neither."""
@@ -82,8 +85,14 @@ class ImagineConfig:
                 raise ValueError(f"--{name} must be a positive number, got {value}")
         if self.minutes is not None and self.steps is not None:
             raise ValueError("give --minutes or --steps, not both")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+        for name in ("seed", "imitate"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"--{name} must not be negative, got {value}")
+        if self.imitate and (self.algo != "ppo" or not self.data):
+            raise ValueError(
+                f"--imitate needs --algo ppo and episodes to imitate (--data), got {self.algo} and "
+                f"{len(self.data)} datasets"
+            )
         if not 0 < self.gamma < 1:
             raise ValueError(f"--gamma must lie between 0 and 1, got {self.gamma}")
 

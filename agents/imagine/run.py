@@ -83,6 +83,8 @@ class Practice:
     config: ImagineConfig
     learner: Callable[[], Learner]
     """Made when there is something left to practise."""
+    begin: Callable[[Learner], None] = lambda learner: None
+    """Teaches a new learner what it should know before it practises."""
     judge: Judge
     dreams: bool = True
     """Whether examinations are dreamed too."""
@@ -112,11 +114,14 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
     try:
         if (folder / LEARNER).exists():
             learner.load(folder / LEARNER)
+        else:
+            practice.begin(learner)
         act = actor(learner.predict, examiner.chunk, hold=config.hold)
         verdict = practice.judge(entries) if entries else Verdict(best=True)
         began = time.perf_counter() - (entries[-1].seconds if entries else 0.0)
         while not verdict.stop and practice.spent(entries) < 1:
-            if learner.rounds == len(entries):  # else it was killed before its examination
+            # Else it is to be examined first: killed before that, or it knows something already.
+            if learner.rounds == len(entries):
                 learner.practise(config.round_steps)
                 learner.save(folder / LEARNER)
             entries.append(examine(practice, examiner, act, learner, entries, began))

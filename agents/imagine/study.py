@@ -19,11 +19,12 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from kairos_env.agents.data.dataset import Dataset
 from kairos_env.agents.data.files import read_json, write_bytes, write_json
 from kairos_env.agents.imagine.algorithms import Learner
-from kairos_env.agents.imagine.cloning import clone
+from kairos_env.agents.imagine.cloning import UPDATES, chunks_of, clone, imitate, observed
 from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
 from kairos_env.agents.imagine.ensemble import EnsembleConfig, EnsembleVecEnv, fit_ensemble
 from kairos_env.agents.imagine.envs import dream_env, open_world, real_env, recorded
@@ -42,7 +43,7 @@ from kairos_env.agents.imagine.run import (
     unguarded,
 )
 from kairos_env.agents.imagine.statistics import iqm_interval
-from kairos_env.agents.imagine.transitions import read_transitions
+from kairos_env.agents.imagine.transitions import Transitions, read_transitions
 
 RESULTS = "results.json"
 BASELINES = ("real", "converged", "cloning", "ensemble")
@@ -83,6 +84,7 @@ class Study:
         practice = Practice(
             config=run,
             learner=lambda: self._dreaming(run),
+            begin=lambda learner: self._begin(learner, run),
             judge=judge,
             steps=run.steps,
             seconds=run.seconds,
@@ -120,7 +122,14 @@ class Study:
             return Learner(run, imagined)
 
         steps = read_json(folder_of(self.config, "dream", seed) / RESULT)["steps"]
-        practice = Practice(config=run, learner=learner, judge=unguarded, dreams=False, steps=steps)
+        practice = Practice(
+            config=run,
+            learner=learner,
+            begin=lambda learner: self._begin(learner, run),
+            judge=unguarded,
+            dreams=False,
+            steps=steps,
+        )
         return self._learn("ensemble", seed, practice, examiner)
 
     def cloning(self, seed: int, run: ImagineConfig) -> Json:
@@ -129,14 +138,10 @@ class Study:
         if path.exists():
             kept: Json = read_json(path)
             return kept
-        data = read_transitions(
-            self._data(),
-            frames_per_chunk=self._frames_per_chunk,
-            solved=True,
-            frames=run.observation != "state",
-        )
+        data = self._solved(run)
         space = self.examiner.real.observation_space
-        cloned = clone(data, self.world, run.observation, space, seed=seed)
+        updates = run.imitate or UPDATES
+        cloned = clone(data, self.world, run.observation, space, seed=seed, updates=updates)
         result = {"kept": tested(self.examiner.test(cloned.predict)), "transitions": len(data)}
         write_json(path, result)
         return result
@@ -172,6 +177,27 @@ class Study:
             )
         return self.dataset
 
+    def _solved(self, run: ImagineConfig) -> Transitions:
+        """The recorded episodes that can be imitated."""
+        return read_transitions(
+            self._data(),
+            frames_per_chunk=self._frames_per_chunk,
+            solved=True,
+            frames=run.observation != "state",
+        )
+
+    def _begin(self, learner: Learner, run: ImagineConfig) -> None:
+        """Imitate, where the run asks for it, and expect what came of it."""
+        if not run.imitate:
+            return
+        data, policy = self._solved(run), learner.model.policy
+        assert isinstance(policy, ActorCriticPolicy), "the config refuses others"
+        seen = observed(data, self.world, run.observation)
+        chunks = chunks_of(data, self.world, hold=run.hold)
+        values = data.to_go(run.gamma)
+        imitate(policy, seen, chunks, values, updates=run.imitate, seed=run.seed)
+        learner.count_as_practised()
+
     def _dreaming(self, run: ImagineConfig) -> Learner:
         """Who practises in the dream: here, or by dreamers on a cluster."""
         if run.dreamers is None:
@@ -190,6 +216,7 @@ class Study:
         return Practice(
             config=run,
             learner=lambda: Learner(run, real_env(run, self.world)),
+            begin=lambda learner: self._begin(learner, run),
             judge=unguarded,
             dreams=False,
             steps=steps,

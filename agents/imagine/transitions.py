@@ -25,11 +25,21 @@ class Transitions:
     """(N,)."""
     terminated: NDArray[np.bool_]
     """(N,)."""
+    last: NDArray[np.bool_]
+    """(N,): the next step, if there is one, is another episode's."""
     frames: NDArray[np.uint8] | None = None
     """(N, H, W, 3), where they were asked for."""
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def to_go(self, gamma: float) -> NDArray[np.float32]:
+        """(N,): discounted rewards from each step to the end of its recording."""
+        returns, after = np.zeros_like(self.reward), np.float32(0.0)
+        for step in reversed(range(len(self))):
+            after = self.reward[step] + np.float32(gamma) * after * ~self.last[step]
+            returns[step] = after
+        return returns
 
 
 def read_transitions(
@@ -59,6 +69,7 @@ def read_transitions(
                 next_state=episode.state[rows + F],
                 reward=episode.rewards[: n * F].reshape(n, F).sum(1),
                 terminated=episode.terminated[: n * F].reshape(n, F).any(1),
+                last=np.arange(n) == n - 1,
                 frames=dataset.frames(index)[rows] if frames else None,
             )
         )

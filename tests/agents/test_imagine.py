@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 
 from kairos_env.agents.imagine import run as runs
 from kairos_env.agents.imagine.cli import main
-from kairos_env.agents.imagine.cloning import Cloned
+from kairos_env.agents.imagine.cloning import Cloned, imitate
 from kairos_env.agents.imagine.config import StudyConfig
 from kairos_env.agents.imagine.ensemble import (
     EnsembleConfig,
@@ -164,6 +164,31 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, folder, monkeypatch, al
     assert got["methods"]["dream, kept"] == wanted["methods"]["dream, kept"]
 
 
+def test_practice_begins_with_what_was_imitated(tmp_path, folder, data, monkeypatch):
+    """And the clone is examined first; killed after that, the run ends as one that was not."""
+    config = small(folder, data=(data,), imitate=200, steps=12)
+    whole, killed = (StudyConfig(run=config, out=tmp_path / name) for name in ("whole", "killed"))
+    wanted = imagine(whole)
+    entries = runs.read_log(tmp_path / "whole/dream/seed-0")
+    assert [entry.reading.steps for entry in entries] == [0, 12]
+    knows_nothing = imagine(StudyConfig(run=small(folder), out=tmp_path / "nothing"))
+    clone = entries[0].reading.real.mean()
+    assert clone > runs.read_log(tmp_path / "nothing/dream/seed-0")[0].reading.real.mean()
+    assert wanted["runs"]["dream"][0]["kept_exam"] >= clone
+    assert knows_nothing["config"]["imitate"] == 0
+
+    def dies(*args, **options):
+        raise KilledError
+
+    monkeypatch.setattr("kairos_env.agents.imagine.algorithms.Learner.practise", dies)
+    with pytest.raises(KilledError):
+        imagine(killed)
+    monkeypatch.undo()
+    assert imagine(killed)["methods"] == wanted["methods"]
+    one, other = (parameters(c.out / "dream" / "seed-0") for c in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_run_says_what_the_policy_is_worth_and_leaves_it_for_others(tmp_path, folder, world):
     study = StudyConfig(run=small(folder), out=tmp_path / "run")
     told = []
@@ -221,8 +246,8 @@ def integrator(count=4000):
     random = np.random.default_rng(0)
     state = random.uniform(-1, 1, (count, 2)).astype(np.float32)
     actions = random.uniform(-1, 1, (count, CHUNK, 2)).astype(np.float32)
-    after = state + 0.2 * actions.sum(1)
-    return Transitions(state, actions, after, -np.abs(after).sum(1), after[:, 0] > 0.9)
+    after, alone = state + 0.2 * actions.sum(1), np.ones(count, bool)
+    return Transitions(state, actions, after, -np.abs(after).sum(1), after[:, 0] > 0.9, alone)
 
 
 @pytest.fixture(scope="module")
@@ -268,8 +293,9 @@ def test_cloning_finds_what_was_done(world):
     space = world.manifest.environment.chunk_space
     box = type(space)(-1, 1, (2,), np.float32)
     seen = np.random.default_rng(0).uniform(-1, 1, (2000, 2)).astype(np.float32)
-    cloned = Cloned(box, space, learning_rate=3e-3)
-    cloned.fit(seen, np.repeat(seen[:, None], CHUNK, axis=1), updates=300, seed=0)
+    cloned = Cloned(box, space)
+    done = np.repeat(seen[:, None], CHUNK, axis=1)
+    imitate(cloned.policy, seen, done, seen.sum(1), updates=900, seed=0)
     np.testing.assert_allclose(
         cloned.predict(seen[:50]), np.repeat(seen[:50, None], CHUNK, 1), atol=0.2
     )
@@ -283,6 +309,11 @@ def test_transitions_are_the_recorded_steps(data):
     n = len(first) - 1
     np.testing.assert_array_equal(everything.next_state[:n], first.state[1:])
     np.testing.assert_array_equal(everything.frames[:n], first.frames[:-1])
+    ends = [sum(len(e) - 1 for e in list(dataset)[: i + 1]) - 1 for i in range(len(dataset))]
+    np.testing.assert_array_equal(np.flatnonzero(everything.last), ends)
+    rewards, to_go = first.rewards[:n], everything.to_go(0.5)
+    assert to_go[0] == pytest.approx(sum(0.5**t * r for t, r in enumerate(rewards)), rel=1e-5)
+    assert to_go[n - 1] == pytest.approx(rewards[-1])
     solved = read_transitions(dataset, solved=True)
     assert len(solved) == sum(len(e) - 1 for e in dataset if e.success)
 
@@ -295,6 +326,8 @@ def test_transitions_are_the_recorded_steps(data):
         (["WORLD", "--minutes", "1", "--steps", "5"], "not both"),
         (["WORLD", "--steps", "-5"], "positive number"),
         (["WORLD", "--gamma", "1.5"], "between 0 and 1"),
+        (["WORLD", "--imitate", "10"], "episodes to imitate"),
+        (["WORLD", "--imitate", "-1"], "not be negative"),
     ],
 )
 def test_bad_input_is_answered_in_words(tmp_path, folder, capsys, arguments, said):
