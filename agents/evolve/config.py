@@ -36,6 +36,12 @@ class EvolveConfig:
     """Share of the time in which smooth noise acts instead of the policy, in later rounds."""
     minutes: float = 10.0
     """Wall-clock budget of the world in a round."""
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """A world of this environment that the first round begins with, by name or folder: the stages
+    of every round are then those of --further."""
+    data: tuple[Path, ...] = ()
+    """Episodes that are there already and that every world also learns from: those that --from has
+    learned from, so that it forgets nothing."""
     size: str = "small"
     """tiny, small or medium."""
     stages: tuple[str, ...] = ("tokenizer", "dynamics", "rollout", "unroll")
@@ -48,6 +54,11 @@ class EvolveConfig:
     further_updates: tuple[int, ...] | None = None
     """Updates of each of those."""
     algo: Algorithm = "ppo"
+    imitate: int = 0
+    """Updates in which the first round's policy learns from the episodes that were solved, before
+    it practises; as for `kairos imagine`."""
+    learning_rate: float = 1e-3
+    """Of the policy. 3e-4 where it begins with what was imitated."""
     steps: int = 40_960
     """Dreamed steps that the policy practises in a round."""
     envs: int = 64
@@ -108,7 +119,37 @@ class EvolveConfig:
                 f"--further must be among --stages {' '.join(self.stages)}, got "
                 f"{' '.join(self.further)}"
             )
-        if (self.updates is None) != (self.further_updates is None):
+        self._refuse_updates()
+
+    @property
+    def real_arguments(self) -> dict[str, Any]:
+        """What `make_real` gets: only what was asked for."""
+        asked = {"chunk": self.chunk, "frame_size": self.frame_size}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return {**given, "horizon": self.episode_steps}
+
+    @property
+    def first_stages(self) -> tuple[str, ...]:
+        """What the first world learns."""
+        return self.further if self.start else self.stages
+
+    def updates_of(self, turns: int) -> tuple[int, ...] | None:
+        """Updates of the first world's stages that are worth so many rounds."""
+        if self.further_updates is None:
+            return None
+        if self.start:
+            return tuple(turns * each for each in self.further_updates)
+        assert self.updates is not None, "refused without"
+        more = dict(zip(self.further, self.further_updates, strict=True))
+        pairs = zip(self.stages, self.updates, strict=True)
+        return tuple(first + (turns - 1) * more.get(name, 0) for name, first in pairs)
+
+    def _refuse_updates(self) -> None:
+        if self.start and self.updates is not None:
+            raise ValueError(
+                "--updates are of a new world's stages, and --from begins with another"
+            )
+        if not self.start and (self.updates is None) != (self.further_updates is None):
             raise ValueError("give both --updates and --further-updates, or neither (minutes)")
         for name, stages, given in (
             ("--updates", self.stages, self.updates),
@@ -120,23 +161,8 @@ class EvolveConfig:
                     f"{' '.join(map(str, given))}"
                 )
 
-    @property
-    def real_arguments(self) -> dict[str, Any]:
-        """What `make_real` gets: only what was asked for."""
-        asked = {"chunk": self.chunk, "frame_size": self.frame_size}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return {**given, "horizon": self.episode_steps}
-
-    def updates_of(self, turns: int) -> tuple[int, ...] | None:
-        """Updates of the first world's stages that are worth so many rounds."""
-        if self.updates is None or self.further_updates is None:
-            return None
-        more = dict(zip(self.further, self.further_updates, strict=True))
-        pairs = zip(self.stages, self.updates, strict=True)
-        return tuple(first + (turns - 1) * more.get(name, 0) for name, first in pairs)
-
     def as_json(self) -> dict[str, Any]:
         """What a run is, as JSON values; without what may change on the way."""
         kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
-        plain: dict[str, Any] = json.loads(json.dumps(kept))
+        plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
         return plain

@@ -29,6 +29,7 @@ from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
 from kairos_env.agents.imagine.report import Live
 from kairos_env.agents.imagine.run import BEST, LEARNER, POLICY
 from kairos_env.agents.imagine.study import RESULTS, folder_of, imagine
+from kairos_env.agents.imagine.transitions import read_transitions
 from kairos_env.agents.policies import PolicySpec, load_checkpoint
 from kairos_env.agents.runs import keep_config
 from kairos_env.agents.training.cli import Arguments, run_config
@@ -82,7 +83,7 @@ class Round:
     @property
     def all_data(self) -> tuple[Path, ...]:
         """The episodes that its world learns from: everybody's so far."""
-        return tuple(turn.data for turn in (*self.before, self))
+        return (*self.config.data, *(turn.data for turn in (*self.before, self)))
 
     @property
     def collectors(self) -> tuple[PolicySpec, ...]:
@@ -134,6 +135,10 @@ def learned(turn: Round) -> Json:
     """World, policy and evaluation of a round whose data are there."""
     path = turn.folder / "evaluation.json"
     if not path.exists():
+        if turn.config.imitate:
+            read_transitions(
+                open_dataset(turn.all_data), solved=True
+            )  # refuses where there is none
         train_world(turn)
         improve_policy(turn)
         write_json(path, evaluate(turn))
@@ -191,8 +196,8 @@ def train_world(turn: Round) -> None:
         data=turn.all_data,
         out=turn.world,
         minutes=config.minutes * turn.turns,
-        start=str(turn.before[-1].world) if turn.before else None,
-        stages=config.further if turn.before else config.stages,
+        start=str(turn.before[-1].world) if turn.before else config.start,
+        stages=config.further if turn.before else config.first_stages,
         steps=config.further_updates if turn.before else config.updates_of(turn.turns),
         size=config.size,
         seed=turn.seed,
@@ -219,6 +224,8 @@ def study_of(turn: Round) -> StudyConfig:
     run = ImagineConfig(
         world=str(turn.world),
         algo=config.algo,
+        imitate=0 if turn.before else config.imitate,
+        learning_rate=config.learning_rate,
         steps=config.steps * turn.turns,
         envs=config.envs,
         horizon=config.horizon,
@@ -265,7 +272,7 @@ def evaluate(turn: Round) -> Json:
         "name": turn.name,
         "data": [described_data(other) for other in (*turn.before, turn)],
         "world": {
-            "start": before and before.name,
+            "start": before.name if before else config.start,
             "weights": fingerprint(world.model),
             "stages": [
                 {"stage": stage["stage"], "updates": stage["updates"]}

@@ -67,6 +67,11 @@ class Learner:
             make_ppo(config, env, batches) if config.algo == "ppo" else make_sac(config, env)
         )
 
+    def learn_at(self, pace: float) -> None:
+        """Practise from now on with this share of the learning rate."""
+        rate = pace * self.config.learning_rate
+        self.model.lr_schedule = lambda _: rate
+
     def practise(self, steps: int) -> None:
         """One round of at least so many steps."""
         self.model.set_random_seed(round_seed(self.config.seed, self.rounds))

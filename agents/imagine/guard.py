@@ -42,6 +42,8 @@ class Verdict:
     stop: bool = False
     reason: str = ""
     """For a person; empty while there is nothing to say."""
+    pace: float = 1.0
+    """Share of the learning rate that the next round should practise with."""
 
 
 @dataclasses.dataclass
@@ -56,6 +58,9 @@ class Guard:
     the best policy and the real one by less than a tenth of that, or in which more than half of
     what the dream promises is not real. Where the world is also much less sure than at first, an
     examination counts twice.
+
+    What is lost between two examinations nobody can stop. So where the dream flatters beyond noise,
+    the policy is to learn more slowly: less can go wrong until the next one.
     """
 
     floor: float
@@ -65,6 +70,8 @@ class Guard:
     patience: int = 3
     doubt: float = 1.5
     """So many times the first uncertainty is "much less sure"."""
+    careful: float = 0.25
+    """Share of the learning rate that is left where the dream flatters."""
     strikes: int = 0
     first: Reading | None = None
     best: Reading | None = None
@@ -82,7 +89,7 @@ class Guard:
         if better:
             self.best = reading
         if not (fallen or parted) and self.strikes < self.patience:
-            return Verdict(best=better)
+            return Verdict(best=better, pace=self.careful if _promises_more(reading) else 1.0)
         return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
 
     def _weight(self, reading: Reading) -> int:
@@ -113,8 +120,12 @@ def _alone(before: Reading, reading: Reading, gain: float) -> bool:
 def _flattered(reading: Reading, floor: float) -> bool:
     """More than half of what the dream promises over knowing nothing is, beyond noise, not real."""
     promised = float(_dreamed(reading).mean()) - floor
-    gap = _dreamed(reading) - reading.real
-    return reading.gap > promised / 2 > 0 and reading.gap > 2 * _error(gap)
+    return reading.gap > promised / 2 > 0 and _promises_more(reading)
+
+
+def _promises_more(reading: Reading) -> bool:
+    """The dream promises, beyond noise, more than there is."""
+    return reading.gap > 2 * _error(_dreamed(reading) - reading.real)
 
 
 def _fallen(before: Reading, reading: Reading, limit: float) -> bool:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_envs  # noqa: F401 (registers the environments)
+from ball_world import make_data
 
 pytest.importorskip("stable_baselines3")
 
@@ -109,6 +109,30 @@ def test_a_policy_is_examined_before_it_practises_on(finished):
     assert first[0].reading.steps > 0
 
 
+def test_it_begins_with_a_world_and_episodes_that_are_there(finished, tmp_path):
+    """And with what the solved ones of them show."""
+    world, data = finished / "round-1/world", make_data(tmp_path)
+    config = config_for(
+        tmp_path / "run", start=str(world), data=(data,), updates=None, imitate=5, rounds=1
+    )
+    results = loop.evolve(config)
+    (first,) = results["rounds"]
+    assert first["world"]["start"] == str(world)
+    assert first["world"]["stages"][-1] == {"stage": "dynamics", "updates": 2}
+    assert results["control"]["world"]["stages"] == first["world"]["stages"]
+    own = loop.real_steps(config.out / "round-0/data")
+    assert first["real_steps"]["data"] == own + loop.real_steps(data)
+    [log] = (config.out / "round-0/policy/dream").iterdir()
+    assert runs.read_log(log)[0].reading.steps == 0  # the clone
+
+
+def test_nothing_is_trained_where_nothing_can_be_imitated(tmp_path):
+    config = config_for(tmp_path / "run", imitate=5, policy=("random",), episodes=1)
+    with pytest.raises(ValueError, match="no solved episode"):
+        loop.evolve(config)
+    assert not (tmp_path / "run/round-0/world.training").exists()
+
+
 # What dies in the second round and in the control, and at which call.
 DEATHS = (
     (Recorder, "stage", 12),
@@ -159,6 +183,7 @@ def test_a_finished_run_does_nothing_twice_and_refuses_another(finished, monkeyp
         (["--further", "dream"], "must be among"),
         (["--size", "huge"], "no size"),
         (["--explore", "2"], "in [0, 1]"),
+        (["--from", "push", "--updates", "1", "1", "1", "1"], "begins with another"),
     ],
 )
 def test_bad_input_is_answered_in_words(tmp_path, capsys, arguments, said):

@@ -17,6 +17,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
 
 from kairos_env.agents.imagine import run as runs
+from kairos_env.agents.imagine.algorithms import Learner
 from kairos_env.agents.imagine.cli import main
 from kairos_env.agents.imagine.cloning import Cloned, imitate
 from kairos_env.agents.imagine.config import StudyConfig
@@ -164,6 +165,19 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, folder, monkeypatch, al
     assert got["methods"]["dream, kept"] == wanted["methods"]["dream, kept"]
 
 
+def test_the_guard_slows_practice_down(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("kairos_env.agents.imagine.guard._promises_more", lambda reading: True)
+    rates, practise = [], Learner.practise
+
+    def watched(learner, steps):
+        practise(learner, steps)
+        rates.append(learner.model.policy.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(Learner, "practise", watched)
+    imagine(StudyConfig(run=small(folder), out=tmp_path))
+    assert rates == pytest.approx([1e-3, 0.25e-3])
+
+
 def test_practice_begins_with_what_was_imitated(tmp_path, folder, data, monkeypatch):
     """And the clone is examined first; killed after that, the run ends as one that was not."""
     config = small(folder, data=(data,), imitate=200, steps=12)
@@ -180,7 +194,7 @@ def test_practice_begins_with_what_was_imitated(tmp_path, folder, data, monkeypa
     def dies(*args, **options):
         raise KilledError
 
-    monkeypatch.setattr("kairos_env.agents.imagine.algorithms.Learner.practise", dies)
+    monkeypatch.setattr(Learner, "practise", dies)
     with pytest.raises(KilledError):
         imagine(killed)
     monkeypatch.undo()

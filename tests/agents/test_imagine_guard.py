@@ -62,6 +62,12 @@ def test_dream_and_reality_that_part_where_most_of_the_promise_is_empty_stop_at_
     assert "The policy of step 1 is kept" in verdicts[2].reason
 
 
+def test_where_the_dream_flatters_the_policy_learns_more_slowly():
+    honest, flattering = reading(0, -10, -10), reading(1, -8, -9)
+    within_noise = reading(2, -7, -7.5, wobble=3.0)
+    assert [v.pace for v in judged([honest, flattering, within_noise])] == [1.0, 0.25, 1.0]
+
+
 def test_a_world_that_is_less_sure_shortens_the_patience():
     readings = [reading(i, -10 + i, -10 - 0.01 * i, uncertainty=1 + i) for i in range(6)]
     verdicts = judged(readings, patience=4)
