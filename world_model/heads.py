@@ -9,6 +9,7 @@ Shapes: B batch, T transitions, C h w a latent frame, L tokens, D token width, S
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from kairos_env.world_model.tables import table
 # The expected error, in deviations, at which a number of the state counts as much as the reward,
 # and the most that one can count.
 ORDINARY, MOST_WORTH = 0.2, 4.0
+# How much larger a motion from frame to frame is made beside the places that it leads to.
+MOTION = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,9 @@ class HeadsConfig:
     channels: int = 64
     places: int = 0
     """Kinds of things whose places are looked for: the most exact thing to know of a picture."""
+    sketched: int = 0
+    """Kinds of things whose places are looked for in the decoder's sketch of the frames, which
+    shows them to a fraction of a latent's width."""
     end_weight: float = 10.0
     """How much more a terminal transition counts than an ordinary one."""
     end_threshold: float = 0.5
@@ -45,7 +51,7 @@ class HeadsConfig:
         """Refuse sizes that cannot be built."""
         positive(self, "hidden")
         positive(self, "channels")
-        for name in ("state_size", "places"):
+        for name in ("state_size", "places", "sketched"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"HeadsConfig.{name} must not be negative, got {getattr(self, name)}"
@@ -60,6 +66,45 @@ class HeadsConfig:
             raise ValueError(
                 f"HeadsConfig.end_threshold must lie in (0, 1), got {self.end_threshold}"
             )
+
+
+class Reading(NamedTuple):
+    """Transitions, and what the heads should say of them."""
+
+    before: Tensor
+    """(B, T, C, h, w) the frames that were acted on."""
+    after: Tensor
+    """(B, T, C, h, w) the frames that followed."""
+    actions: Tensor
+    """(B, T, A, action size) what was done between them."""
+    tokens: Tensor
+    """(B, T, L, D) the transformer's tokens of `after`."""
+    sketch: Tensor | None
+    """(B, T, 2, C', 2h, 2w) the decoder's of both frames; None for heads that do not look at it."""
+    reward: Tensor
+    """(B, T)."""
+    ended: Tensor
+    """(B, T) bool."""
+    state: Tensor
+    """(B, T, S)."""
+    valid: Tensor
+    """(B, T) bool: transitions that exist."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
+        """Every tensor changed alike."""
+        changed = (None if x is None else change(x) for x in self)
+        return Reading(*changed)  # type: ignore[arg-type]  # None stays None
+
+    @classmethod
+    def joined(cls, readings: Sequence["Reading"]) -> "Reading":
+        """Their clips, one after the other; all of as many transitions."""
+        columns = zip(*readings, strict=True)
+        joined = (None if column[0] is None else torch.cat(column) for column in columns)
+        return cls(*joined)  # type: ignore[arg-type]  # as above
+
+    def existing(self) -> "Reading":
+        """The transitions that exist, each a clip of its own: (N, 1, ...)."""
+        return self.each(lambda x: x[self.valid][:, None])
 
 
 class Readout(NamedTuple):
@@ -126,15 +171,12 @@ class Places(nn.Module):
     weighed by a softmax, is read from them far more easily than from all places in a row.
     """
 
-    def __init__(self, channels: int, width: int, kinds: int) -> None:
+    def __init__(self, channels: int, width: int, kinds: int, *, depth: int = 2) -> None:
         super().__init__()
-        self.look = nn.Sequential(
-            nn.Conv2d(channels + 2, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, kinds, 1),
-        )
+        layers: list[nn.Module] = [nn.Conv2d(channels + 2, width, 3, padding=1), nn.SiLU()]
+        for _ in range(depth - 1):
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.SiLU()]
+        self.look = nn.Sequential(*layers, nn.Conv2d(width, kinds, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, h, w) to coordinates in [-1, 1] of each kind, (N, 2 kinds)."""
@@ -152,6 +194,27 @@ def _coordinates(h: int, w: int, dtype: torch.dtype, device: torch.device) -> Te
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
 
 
+class Sketched(nn.Module):
+    """Where things are in the decoder's sketch of two frames, and how far they have moved.
+
+    The decoder has learned from every pixel where a thing is whose latents it sees; heads that
+    learn it anew, from a few numbers a frame, know it less exactly after equally many updates.
+    """
+
+    def __init__(self, channels: int, kinds: int, outputs: int) -> None:
+        super().__init__()
+        self.places = Places(channels, kinds, kinds, depth=1)
+        self.out = nn.Linear(4 * kinds, outputs, bias=False)
+        nn.init.zeros_(self.out.weight)  # a world that had none goes on as it was
+
+    def forward(self, sketch: Tensor) -> Tensor:
+        """(N, 2, channels, H, W) of the frame before and after to (N, outputs)."""
+        before, after = self.places(sketch.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        moved = MOTION * (after - before)
+        features: Tensor = self.out(torch.cat([after, moved], dim=-1))
+        return features
+
+
 class Heads(nn.Module):
     """Reward, end, state and their expected errors."""
 
@@ -166,6 +229,7 @@ class Heads(nn.Module):
         latent_shape: tuple[int, int, int],
         tokens: tuple[int, int],
         action_numbers: int,
+        sketch_channels: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -192,6 +256,8 @@ class Heads(nn.Module):
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
         )
+        sketched = config.sketched
+        self.sketched = Sketched(sketch_channels, sketched, config.hidden) if sketched else None
         self.mean = nn.Linear(config.hidden, outputs)
         self.log_spread = nn.Linear(config.hidden, outputs)
         self.end = nn.Linear(config.hidden, 1)
@@ -200,7 +266,14 @@ class Heads(nn.Module):
         self.register_buffer("state_mean", torch.zeros(config.state_size))
         self.register_buffer("state_scale", torch.ones(config.state_size))
 
-    def forward(self, before: Tensor, after: Tensor, actions: Tensor, tokens: Tensor) -> Readout:
+    def forward(
+        self,
+        before: Tensor,
+        after: Tensor,
+        actions: Tensor,
+        tokens: Tensor,
+        sketch: Tensor | None = None,
+    ) -> Readout:
         """Read transitions.
 
         Args:
@@ -208,31 +281,18 @@ class Heads(nn.Module):
             after: (B, T, C, h, w) the frame that followed.
             actions: (B, T, A, action size) what was done between them.
             tokens: (B, T, L, D) the transformer's tokens of `after`.
+            sketch: (B, T, 2, C', 2h, 2w) the decoder's of both frames; for heads that look at it.
         """
-        mean, log_spread, end = self._outputs(before, after, actions, tokens)
+        mean, log_spread, end = self._outputs(before, after, actions, tokens, sketch)
         scale = torch.cat([self.reward_scale[None], self.state_scale])
         offset = torch.cat([self.reward_mean[None], self.state_mean])
         values = mean * scale + offset
         return Readout(values[..., 0], end, values[..., 1:], log_spread.exp() * scale)
 
-    def loss(
-        self,
-        inputs: tuple[Tensor, Tensor, Tensor, Tensor],
-        reward: Tensor,
-        ended: Tensor,
-        state: Tensor,
-        valid: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the means by their worth, likelihood of the spreads, and the end's.
-
-        Args:
-            inputs: what `forward` takes.
-            reward: (B, T).
-            ended: (B, T) bool.
-            state: (B, T, S).
-            valid: (B, T) bool: transitions that exist.
-        """
-        mean, log_spread, end = self._outputs(*inputs)
+    def loss(self, reading: Reading) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of the means by their worth, likelihood of the spreads, and the end's."""
+        before, after, actions, tokens, sketch, reward, ended, state, valid = reading
+        mean, log_spread, end = self._outputs(before, after, actions, tokens, sketch)
         target = torch.cat(
             [
                 ((reward - self.reward_mean) / self.reward_scale)[..., None],
@@ -273,7 +333,12 @@ class Heads(nn.Module):
             self.state_scale.copy_(torch.where(spread < 1e-4, torch.ones_like(spread), spread))
 
     def _outputs(
-        self, before: Tensor, after: Tensor, actions: Tensor, tokens: Tensor
+        self,
+        before: Tensor,
+        after: Tensor,
+        actions: Tensor,
+        tokens: Tensor,
+        sketch: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T = after.shape[:2]
         both = torch.cat([before, after], dim=2).flatten(0, 1)
@@ -281,5 +346,9 @@ class Heads(nn.Module):
         features = [seen, self.narrow(tokens).flatten(2), actions.flatten(2)]
         if self.places is not None:
             features.append(self.places(both).unflatten(0, (B, T)))
-        x = self.mlp(torch.cat(features, dim=-1))
+        x = self.mlp[0](torch.cat(features, dim=-1))
+        if self.sketched is not None:
+            assert sketch is not None, "these heads look at the decoder's sketch"
+            x = x + self.sketched(sketch.flatten(0, 1)).unflatten(0, (B, T))
+        x = self.mlp[1:](x)
         return self.mean(x), self.log_spread(x).clamp(-7.0, 3.0), self.end(x)[..., 0]

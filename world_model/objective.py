@@ -26,6 +26,7 @@ from kairos_env.world_model.flow import (
     target,
     x0_from_velocity,
 )
+from kairos_env.world_model.heads import Reading
 from kairos_env.world_model.history import led_by, with_previous
 from kairos_env.world_model.mixture import (
     FORWARD,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from kairos_env.world_model.world_model import WorldConfig, WorldModel
 
 Metrics = dict[str, Tensor]
+Clips = Mapping[str, Tensor]
 # Decoding every dreamed frame would double the time of an update.
 SEEN_EVERY = 4
 # How much more a pixel of them counts that differs from the background.
@@ -224,7 +226,7 @@ def dynamics_loss(
         past = past.recollecting(clean.tokens)
     total, metrics = video_loss(world, past, clean.trace, draws)
     if loss.heads_weight:
-        heads, more = heads_loss(world, past, clean.tokens, clips)
+        heads, more = world.heads.loss(reading(world, past, clean.tokens, clips))
         total = total + loss.heads_weight * heads
         metrics |= more
     if world.mixture.action is not None and loss.action_weight:
@@ -265,14 +267,7 @@ def unrolled_loss(
     total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
     if world.config.loss.heads_weight:
-        passed = torch.cat([truth[:, real - 1 : real], frames.detach()], dim=1)
-        heads, more = world.heads.loss(
-            (passed[:, :-1], passed[:, 1:], clips["actions"][:, real - 1 :], tokens.float()),
-            clips["rewards"][:, real - 1 :],
-            clips["terminated"][:, real - 1 :],
-            clips["state"][:, real:],
-            clips["valid"][:, real:],
-        )
+        heads, more = world.heads.loss(dreamed_reading(world, clips, frames, tokens))
         total = total + world.config.loss.heads_weight * heads
         metrics |= more
     return total, {"loss": total.detach()} | metrics
@@ -381,20 +376,61 @@ def video_loss(
     return total, metrics
 
 
-def heads_loss(
-    world: "WorldModel", past: Past, tokens: Tensor, clips: Mapping[str, Tensor]
-) -> tuple[Tensor, Metrics]:
-    """The heads on transitions as the dream would remember them."""
+def reading(world: "WorldModel", past: Past, tokens: Tensor, clips: Clips) -> Reading:
+    """The transitions of clips as a dream would remember them."""
     frames, actions = past.inputs.latents, past.inputs.actions
     assert frames is not None
     assert actions is not None
-    return world.heads.loss(
-        (frames[:, :-1], frames[:, 1:], actions[:, 1:], tokens[:, 1:].float()),
+    return Reading(
+        *transitions(world, frames, actions[:, 1:], tokens[:, 1:]),
         clips["rewards"],
         clips["terminated"],
         clips["state"][:, 1:],
         past.valid[:, 1:] & past.valid[:, :-1],
     )
+
+
+def dreamed_reading(world: "WorldModel", clips: Clips, frames: Tensor, tokens: Tensor) -> Reading:
+    """The transitions of dreams (B, N, ...) of the last N frames of clips; no gradients pass."""
+    first = clips["latents"].shape[1] - frames.shape[1]
+    last_true = clips["latents"][:, first - 1 : first].float()
+    return Reading(
+        *transitions(
+            world,
+            torch.cat([last_true, frames.detach()], dim=1),
+            clips["actions"][:, first - 1 :],
+            tokens,
+        ),
+        clips["rewards"][:, first - 1 :],
+        clips["terminated"][:, first - 1 :],
+        clips["state"][:, first:],
+        clips["valid"][:, first:],
+    )
+
+
+@torch.no_grad()
+def read_truth(world: "WorldModel", clips: Clips, draws: Draws) -> Reading:
+    """What heads learn from of clips, seen as they were."""
+    past = remembered(world, clips, draws)
+    clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, record=True, predict=False)
+    return reading(world, past, clean.tokens, clips)
+
+
+@torch.no_grad()
+def read_dream(world: "WorldModel", clips: Clips, *, real: int, seeds: Tensor) -> Reading:
+    """What heads learn from of clips that are dreamed after `real` true frames."""
+    words, actions = clips.get("words"), clips["actions"]
+    frames, tokens = world.unroll(
+        clips["latents"].float(), actions, real=real, seeds=seeds, words=words
+    )
+    return dreamed_reading(world, clips, frames.float(), tokens)
+
+
+def transitions(
+    world: "WorldModel", frames: Tensor, actions: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """What the heads read of T + 1 frames, the T actions between and the later frames' tokens."""
+    return frames[:, :-1], frames[:, 1:], actions, tokens.float(), world.sketched(frames)
 
 
 def action_loss(

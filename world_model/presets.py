@@ -181,7 +181,11 @@ def world_config(
         tokenizer=TokenizerConfig(frame_size=frame_size, channels=channels, temporal=temporal),
         transformer=transformer,
         heads=HeadsConfig(
-            state_size=state_size, hidden=s.head_hidden, channels=s.stem_channels, places=PLACES
+            state_size=state_size,
+            hidden=s.head_hidden,
+            channels=s.stem_channels,
+            places=PLACES,
+            sketched=PLACES,
         ),
         text=TextConfig() if text else None,
         action_size=action_size,

@@ -58,6 +58,11 @@ class TokenizerConfig:
         side = 2 ** len(self.channels)
         return self.frame_size[0] // side, self.frame_size[1] // side
 
+    @property
+    def sketch_channels(self) -> int:
+        """Channels of `Tokenizer.sketch`."""
+        return (3 * self.temporal, *self.channels)[-2]
+
 
 class Residual(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))))))."""
@@ -98,6 +103,7 @@ class Tokenizer(nn.Module):
         self.encoder = nn.Sequential(*down)
         up: list[nn.Module] = [nn.Conv2d(config.latent_channels, inputs, 3, padding=1)]
         up += [Residual(inputs), Residual(inputs)]
+        self._sketched = len(up) + 2  # layers of the decoder up to its first doubling
         for width in (*reversed(widths[:-1]), 3 * config.temporal):
             up += [nn.SiLU(), nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1)]
             inputs = width
@@ -126,9 +132,16 @@ class Tokenizer(nn.Module):
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Normalised latents (N, C, h, w) to colours (N, 3r, H, W), in 0..1 where right."""
-        raw = latents * self.latent_scale[:, None, None] + self.latent_mean[:, None, None]
-        pixels: Tensor = self.decoder(raw) + 0.5
+        pixels: Tensor = self.decoder(self._raw(latents)) + 0.5
         return pixels
+
+    def sketch(self, latents: Tensor) -> Tensor:
+        """What the decoder makes of latents (N, C, h, w) on its way, at twice their size.
+
+        Returns:
+            (N, `sketch_channels`, 2h, 2w).
+        """
+        return F.silu(self.decoder[: self._sketched](self._raw(latents)))
 
     @torch.no_grad()
     def background_latent(self) -> Tensor:
@@ -204,6 +217,10 @@ class Tokenizer(nn.Module):
         packed = frames.flatten(0, 1).unflatten(0, (-1, self.config.temporal))
         colours: Tensor = packed.permute(0, 1, 4, 2, 3).flatten(1, 2).to(self.latent_mean)
         return colours / 255.0
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) as the decoder takes them."""
+        return latents * self.latent_scale[:, None, None] + self.latent_mean[:, None, None]
 
     def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.encoder(pixels - 0.5).chunk(2, dim=1)

@@ -110,6 +110,11 @@ class WorldConfig:
                 f"WorldConfig: the tokenizer gives {self.tokenizer.latent_channels} channels, the "
                 f"transformer takes {t.video.channels}"
             )
+        if self.heads.sketched and isinstance(self.tokenizer, WanTokenizerConfig):
+            raise ValueError(
+                "WorldConfig: heads look at the sketches of our own tokenizer only; set "
+                f"HeadsConfig.sketched to 0, got {self.heads.sketched}"
+            )
         if any(size % t.patch for size in self.tokenizer.latent_size):
             raise ValueError(
                 f"WorldConfig: latents of {self.tokenizer.latent_size} cannot be cut into patches "
@@ -135,6 +140,13 @@ class WorldConfig:
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
         return (self.tokenizer.latent_channels, *self.tokenizer.latent_size)
+
+    @property
+    def sketch_channels(self) -> int:
+        """Channels of what the heads see of the decoder; 0 for heads that do not look."""
+        if not self.heads.sketched or isinstance(self.tokenizer, WanTokenizerConfig):
+            return 0
+        return self.tokenizer.sketch_channels
 
     @property
     def frame_tokens(self) -> int:
@@ -194,6 +206,7 @@ class WorldModel(nn.Module):
             config.latent_shape,
             (config.frame_tokens, config.transformer.video.dim),
             config.actions_per_latent * config.action_size,
+            config.sketch_channels,
         )
         self.text = TextEncoder(config.text) if config.text else None
 
@@ -335,7 +348,8 @@ class WorldModel(nn.Module):
         latents = self._dream(state, actions, heard, denoise_steps or self.config.denoise_steps)
         before = torch.cat([state.previous[:, -1:], latents[:, :-1]], dim=1)
         state, tokens = self._commit(state, latents, actions, heard)
-        readout = self.heads(before, latents, actions, tokens)
+        sketch = self.sketched(torch.cat([before[:, :1], latents], dim=1))
+        readout = self.heads(before, latents, actions, tokens, sketch)
         scale = torch.cat([self.heads.reward_scale[None], self.heads.state_scale])
         r = self.config.tokenizer.temporal
         prediction = Prediction(
@@ -349,6 +363,22 @@ class WorldModel(nn.Module):
             frames=self.tokenizer.decode(latents) if decode else None,
         )
         return state, prediction
+
+    @torch.no_grad()
+    def sketched(self, latents: Tensor) -> Tensor | None:
+        """What the heads see of the decoder for the transitions between latent frames.
+
+        Args:
+            latents: (B, T + 1, C, h, w).
+
+        Returns:
+            (B, T, 2, C', 2h, 2w) of the frames before and after; None for heads that do not look.
+        """
+        if self.heads.sketched is None:
+            return None
+        assert isinstance(self.tokenizer, Tokenizer), "the config refuses others"
+        sketch = self.tokenizer.sketch(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        return torch.stack([sketch[:, :-1], sketch[:, 1:]], dim=2)
 
     def _check_start(
         self, B: int, T: int, actions: Tensor | None, seeds: Tensor, text: Tensor | None

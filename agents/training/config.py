@@ -13,7 +13,7 @@ from kairos_env.world_model.config import LayerKind
 from kairos_env.world_model.objective import LossConfig
 from kairos_env.world_model.presets import SIZES
 
-Learned = Literal["tokenizer", "dynamics"]
+Learned = Literal["tokenizer", "dynamics", "heads"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class StageConfig:
                 )
         if not self.own and not self.films:
             raise ValueError(f"stage {self.name} has no data: name films, or use the run's own")
-        if self.learns != "dynamics":
+        if self.learns == "tokenizer":
             return
         if self.films and not self.watches:
             raise ValueError(
@@ -170,7 +170,7 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
     not seen how fast a thing moves cannot know where it comes back, and learns to show no such
     thing.
     """
-    if stage.learns != "dynamics":
+    if stage.learns == "tokenizer":
         return stage
     fewest, most = max(1, frames // 4), max(1, frames // 2)
     longer = {"frames": 0, "rollout_frames": fewest, "unroll_frames": fewest}
@@ -185,6 +185,18 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
         stage, batch=max(LEAST_BATCH, batch), lead=lead, loss=stage.loss or RETURNING, **lengths
     )
 
+
+HEADS_STAGES = (
+    StageConfig(
+        name="heads",
+        learns="heads",
+        batch=24,
+        frames=24,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+    ),
+)
+"""How the heads of a world that dreams already learn to read it; all else stays as it is."""
 
 ROBOT_STAGES = (
     StageConfig(name="robot", learns="dynamics", learning_rate=1e-3, warmup=10, ema=0.99),

@@ -18,7 +18,9 @@ from kairos_env.agents.data.clips import Clips
 from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.world_model.heads import Heads, Reading
 from kairos_env.world_model.history import coded
+from kairos_env.world_model.objective import read_dream, read_truth
 from kairos_env.world_model.tokenizer import Tokenizer
 from kairos_env.world_model.world_model import WorldModel
 
@@ -26,8 +28,11 @@ Metrics = dict[str, float]
 LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 # Updates whose histories are dreamed together.
 ROLLOUT_GROUP = 4
-# Keeps the draws of unrolled batches apart from those of the others.
-UNROLL = 1
+# Batches of clips in a pool that heads read, the updates that read it, and the transitions that
+# each of them draws for every clip of a batch.
+POOL, READINGS, DRAWN = 4, 48, 12
+# Keeps the draws of unrolled batches, and of those that heads read, apart from those of the others.
+UNROLL, READ = 1, 2
 
 
 class DivergedError(RuntimeError):
@@ -273,6 +278,19 @@ class DynamicsObjective:
             for i, (batch, part) in enumerate(zip(batches, latents, strict=True))
         }
 
+    def reading(self, number: int, *, dreamed: bool) -> Reading:
+        """What heads learn from of a batch of clips, true or dreamed."""
+        random = np.random.default_rng([self.seed, number, READ])
+        clips, device = self._batch(number, self.stage.frames), self.config.device
+        if not dreamed:
+            draws = self.world.draw(clips, generator_for(self.seed, number, device))
+            return read_truth(self.world, clips, draws)
+        chunks = self.stage.frames // self.world.config.frames_per_chunk
+        real = min(int(random.integers(*self.stage.lead, endpoint=True)), chunks - 1)
+        real *= self.world.config.latents_per_chunk
+        seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(device)
+        return read_dream(self.world, clips, real=real, seeds=seeds)
+
     def _chunks(self, step: int, count: int) -> dict[str, Tensor]:
         """A batch of clips of so many chunks."""
         return self._batch(step, count * self.world.config.frames_per_chunk)
@@ -287,6 +305,48 @@ class DynamicsObjective:
         if self.world.text is not None:
             clips["words"] = self.data.words(self.world.text, batch).to(self.config.device)
         return coded(clips, self.world.config.tokenizer.temporal)
+
+
+@dataclasses.dataclass
+class HeadsObjective:
+    """Read reward, end and state off frames, true and dreamed ones; all else is fixed.
+
+    To dream a frame takes far longer than to read it, so many updates draw their transitions from
+    the same dreams.
+    """
+
+    heads: Heads
+    frames: DynamicsObjective
+    """Whose clips and dreams are read."""
+    planned: int | None = None
+    _pool: Reading | None = None
+
+    @property
+    def group(self) -> int:
+        """Updates that share a pool."""
+        return READINGS
+
+    def prepare(self, step: int) -> LossOfRows:
+        """Some transitions of the pool."""
+        if step % self.group == 0 or self._pool is None:
+            self._pool = self._read(step // self.group)
+        stage, random = self.frames.stage, np.random.default_rng([self.frames.seed, step])
+        drawn = random.integers(len(self._pool.valid), size=(stage.batch, DRAWN))
+        pool, chosen = self._pool, torch.from_numpy(drawn).to(self._pool.valid.device)
+
+        def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            total, metrics = self.heads.loss(pool.each(lambda x: x[chosen[rows].flatten()]))
+            return total, {"loss": total.detach()} | metrics
+
+        return loss_of
+
+    def _read(self, group: int) -> Reading:
+        """Transitions of clips: every other batch is true, the others are dreamed."""
+        parts = [
+            self.frames.reading(POOL * group + i, dreamed=bool(i % 2)).existing()
+            for i in range(POOL)
+        ]
+        return Reading.joined(parts)
 
 
 def make_learner(
@@ -309,11 +369,16 @@ def make_learner(
         tokenizer = processes.sharded(world.tokenizer, ("loss",))
         reconstruct = TokenizerObjective(tokenizer, clips, stage, seed, config.device)
         return Learner(config, stage, world, data, world.tokenizer, tokenizer, reconstruct)
+    with processes.first_goes_ahead():
+        latents = data.latents(world.tokenizer)
+    if stage.learns == "heads":
+        world.heads.requires_grad_(True)
+        heads = processes.sharded(world.heads, ("loss",))
+        read = HeadsObjective(heads, DynamicsObjective(config, stage, world, data, latents, seed))
+        return Learner(config, stage, world, data, world.heads, heads, read)
     for part in (world.mixture, world.heads, world.text):
         if part is not None:
             part.requires_grad_(True)
-    with processes.first_goes_ahead():
-        latents = data.latents(world.tokenizer)
     trained = processes.sharded(world, ("loss", "unrolled_loss", "rollout"))
     predict = DynamicsObjective(config, stage, trained, data, latents, seed)
     return Learner(config, stage, world, data, world, trained, predict)

@@ -19,7 +19,7 @@ from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.clips import TrainingData
-from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.agents.training.config import HEADS_STAGES, StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError, DynamicsObjective, Learner
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
@@ -40,6 +40,7 @@ STAGES = (
         unroll_frames=6,
         rollout_frames=6,
     ),
+    StageConfig(name="heads", learns="heads", steps=5, batch=4, frames=6, ema=0.5),
 )
 
 
@@ -81,7 +82,7 @@ def test_training_ends_in_a_world_that_can_be_dreamed_in(finished: Path) -> None
     world = load_world(finished)
     assert world.manifest.environment.id == "TinyBall-v0"
     last = world.manifest.provenance["stages"][-1]
-    assert (last["stage"], last["updates"]) == ("rollout", 9)
+    assert (last["stage"], last["updates"]) == ("heads", 5)
     assert last["cpu_seconds"] > 0
     starts = torch.from_numpy(world.starts.frames[:2])
     actions = torch.from_numpy(world.starts.actions[:2])
@@ -95,7 +96,9 @@ class Killed(BaseException):
     """Stands for kill -9: nothing gets a chance to clean up."""
 
 
-@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6)])
+@pytest.mark.parametrize(
+    ("stage", "step"), [("tokenizer", 3), ("dynamics", 5), ("rollout", 6), ("heads", 3)]
+)
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
     stage: str,
     step: int,
@@ -302,6 +305,17 @@ def test_what_shall_be_remembered_fits_into_the_clips() -> None:
         run_config(tyro.cli(Arguments, args=[*words[:4], "0"]))
 
 
+def test_the_stage_of_the_heads_changes_nothing_else(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    stage = dataclasses.replace(HEADS_STAGES[0], steps=2, batch=2, frames=6)
+    world = loop.train(config_for(data, tmp_path / "w", start=str(finished), stages=(stage,)))
+    before, after = (load_world(path).model.state_dict() for path in (finished, world))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"heads"}
+    assert {name.split(".")[1] for name in changed} >= {"mean", "mlp", "places", "sketched"}
+
+
 def test_a_dream_to_learn_from_begins_with_as_much_truth_as_its_stage_says(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -371,7 +385,7 @@ def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
         torch.testing.assert_close(together[name], x, atol=1e-5, rtol=1e-5, msg=name)
         torch.testing.assert_close(alone[name], x, atol=1e-5, rtol=1e-5, msg=name)
     records = (config.folder / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout"]
+    assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout", "heads"]
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kairos_env.world_model.heads import Heads, HeadsConfig, Places, worth
+from kairos_env.world_model.heads import Heads, HeadsConfig, Places, Reading, worth
 
 B, T, C, h, w = 3, 4, 4, 6, 8
 L, D, A, N, S = 5, 12, 2, 3, 2  # tokens, their width, actions of N numbers, state numbers
@@ -38,6 +38,12 @@ def targets(state_size: int = S) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ended[1, 2] = True
     valid = torch.ones(B, T, dtype=torch.bool)
     return normal(B, T, seed=5), ended, normal(B, T, state_size, seed=6), valid
+
+
+def to_learn(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], goals: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> Reading:
+    return Reading(*inputs, None, *goals)
 
 
 @pytest.mark.parametrize("state_size", [0, 1, 5])
@@ -90,10 +96,9 @@ def test_a_number_that_never_changes_is_learned_as_a_constant() -> None:
 
 def test_the_loss_is_the_mean_over_clips() -> None:
     heads, inputs, goals = make_heads(), transitions(), targets()
-    whole, _ = heads.loss(inputs, *goals)
+    whole, _ = heads.loss(to_learn(inputs, goals))
     alone = [
-        heads.loss(tuple(x[i : i + 1] for x in inputs), *(x[i : i + 1] for x in goals))[0]
-        for i in range(B)
+        heads.loss(to_learn(inputs, goals).each(lambda x, i=i: x[i : i + 1]))[0] for i in range(B)
     ]
     torch.testing.assert_close(whole, torch.stack(alone).mean())
 
@@ -102,12 +107,12 @@ def test_transitions_that_do_not_exist_do_not_count() -> None:
     heads, inputs = make_heads(), transitions()
     reward, ended, state, valid = targets()
     valid[:, 2:] = False
-    first, _ = heads.loss(inputs, reward, ended, state, valid)
+    reading = to_learn(inputs, (reward, ended, state, valid))
+    first, _ = heads.loss(reading)
     reward[:, 2:], state[:, 2:], ended[:, 2:] = 99.0, -99.0, True
-    second, _ = heads.loss(inputs, reward, ended, state, valid)
-    short, _ = heads.loss(
-        tuple(x[:, :2] for x in inputs), *(x[:, :2] for x in (reward, ended, state, valid))
-    )
+    second, _ = heads.loss(reading)
+    short, _ = heads.loss(reading.each(lambda x: x[:, :2]))
+    assert reading.existing().reward.shape == (2 * B, 1)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, short)
 
@@ -117,7 +122,9 @@ def test_a_terminal_transition_counts_more_than_an_ordinary_one() -> None:
     for ended, ratio in ((True, 10.0), (False, 1.0)):
         every = torch.full((B, T), ended)
         plain, heavy = (
-            make_heads(end_weight=weight).loss(transitions(), reward, every, state, valid)[1]
+            make_heads(end_weight=weight).loss(
+                to_learn(transitions(), (reward, every, state, valid))
+            )[1]
             for weight in (1.0, 10.0)
         )
         torch.testing.assert_close(heavy["end_loss"], ratio * plain["end_loss"])
@@ -126,12 +133,12 @@ def test_a_terminal_transition_counts_more_than_an_ordinary_one() -> None:
 def test_the_spread_does_not_excuse_the_reward() -> None:
     """With a reward alone, the mean's gradient is that of the squared error."""
     heads, inputs, goals = make_heads(0), transitions(), targets(0)
-    heads.loss(inputs, *goals)[0].backward()
+    heads.loss(to_learn(inputs, goals))[0].backward()
     before = heads.mean.weight.grad.clone()
     heads.zero_grad()
     with torch.no_grad():
         heads.log_spread.bias.add_(2.0)
-    heads.loss(inputs, *goals)[0].backward()
+    heads.loss(to_learn(inputs, goals))[0].backward()
     torch.testing.assert_close(heads.mean.weight.grad, before)
     assert heads.log_spread.weight.grad.any()
 
@@ -153,7 +160,8 @@ def test_the_spread_learns_the_size_of_the_error() -> None:
     optimizer = torch.optim.Adam([*heads.mean.parameters(), *heads.log_spread.parameters()], 0.05)
     for step in range(80):
         state = torch.zeros(B, T, 0)
-        loss, _ = heads.loss(inputs, 1.0 + noise[step % 40], ended, state, valid)
+        goals = (1.0 + noise[step % 40], ended, state, valid)
+        loss, _ = heads.loss(to_learn(inputs, goals))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -167,7 +175,7 @@ def test_metrics_are_detached_and_name_the_state_only_where_there_is_one() -> No
         (S, {"reward_error", "end_loss", "state_error"}),
         (0, {"reward_error", "end_loss"}),
     ):
-        total, metrics = make_heads(size).loss(transitions(), *targets(size))
+        total, metrics = make_heads(size).loss(to_learn(transitions(), targets(size)))
         assert set(metrics) == names
         assert total.requires_grad
         assert not any(value.requires_grad for value in metrics.values())
@@ -201,3 +209,39 @@ def test_worlds_made_before_places_keep_their_tensors() -> None:
     )
     assert found(*transitions()).state.shape == (B, T, S)
     assert set(found.state_dict()) > set(names)
+
+
+SKETCHED = HeadsConfig(state_size=S, hidden=16, channels=8, sketched=4)
+
+
+def test_heads_that_begin_to_look_at_the_sketch_say_the_same_at_first() -> None:
+    plain = make_heads()
+    with torch.random.fork_rng():
+        looking = Heads(SKETCHED, (C, h, w), (L, D), A * N, sketch_channels=6)
+    missing = looking.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert {name.split(".")[0] for name in missing} == {"sketched"}
+    sketch = normal(B, T, 2, 6, 2 * h, 2 * w)
+    for a, b in zip(looking(*transitions(), sketch), plain(*transitions()), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves() -> None:
+    """From the sketch alone: the latents are the same in all transitions."""
+    random = torch.Generator().manual_seed(1)
+    at = torch.randint(2, 10, (B, T, 2), generator=random)  # column before and after
+    sketch = torch.zeros(B, T, 2, 1, 12, 12)
+    sketch[torch.arange(B)[:, None, None], torch.arange(T)[:, None], [0, 1], 0, 5, at] = 5.0
+    state = torch.stack([at[..., 1], at[..., 1] - at[..., 0]], dim=-1).float()
+    same = tuple(torch.zeros_like(x) for x in transitions())
+    reward, ended, valid = torch.zeros(B, T), torch.zeros(B, T).bool(), torch.ones(B, T).bool()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads = Heads(SKETCHED, (C, h, w), (L, D), A * N, sketch_channels=1)
+    heads.fit_statistics(reward.flatten(), state.flatten(0, 1))
+    optimizer = torch.optim.Adam(heads.parameters(), 3e-3)
+    for _ in range(800):
+        loss, _ = heads.loss(Reading(*same, sketch, reward, ended, state, valid))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(heads(*same, sketch).state, state, atol=0.3, rtol=0)

@@ -214,3 +214,20 @@ def test_what_moves_counts_more_than_what_stands() -> None:
         tokenizer.config = dataclasses.replace(config, motion_weight=0.0)
         plain, _ = tokenizer.loss(frames, eps)
     assert weighted > plain
+
+
+@pytest.mark.parametrize("channels", [(8,), (8, 16), (8, 16, 24)])
+@torch.no_grad()
+def test_a_sketch_is_what_the_picture_is_drawn_from(channels: tuple[int, ...]) -> None:
+    config = TokenizerConfig(frame_size=(16, 24), channels=channels)
+    tokenizer = make_tokenizer(config)
+    latents = torch.randn(3, 4, *config.latent_size, generator=torch.Generator().manual_seed(0))
+    sketch = tokenizer.sketch(latents)
+    h, w = config.latent_size
+    assert sketch.shape == (3, config.sketch_channels, 2 * h, 2 * w)
+    rest = tokenizer.decoder[tokenizer._sketched + 1 :]  # behind the activation
+    if len(channels) > 1:
+        torch.testing.assert_close(rest(sketch) + 0.5, tokenizer.decode_pixels(latents))
+    else:  # the first doubling is the last
+        pixels = tokenizer.decode_pixels(latents) - 0.5
+        torch.testing.assert_close(sketch, torch.nn.functional.silu(pixels))
