@@ -97,6 +97,17 @@ SIZES = {
         # After a few updates every change is small; with a threshold nothing would ever move.
         stillness=0.0,
     ),
+    "compact": Size(
+        dim=96,
+        action_dim=32,
+        heads=3,
+        groups=1,
+        stem_channels=32,
+        head_blocks=2,
+        patch=4,
+        tokenizer=(16, 32, 64),
+        head_hidden=128,
+    ),
     "small": Size(
         dim=160,
         action_dim=64,

@@ -45,7 +45,7 @@ class Arguments:
     """Updates of each stage instead of a budget in minutes: the same weights on every machine of
     the same kind."""
     size: str = "small"
-    """tiny, small or medium."""
+    """tiny, compact, small or medium."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer instead of the size's own, e.g. SWA SWA DSWA SWA for windows alone."""
     reshape: bool = False
