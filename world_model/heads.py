@@ -205,7 +205,6 @@ class Sketched(nn.Module):
         super().__init__()
         self.places = Places(channels, kinds, kinds, depth=1)
         self.out = nn.Linear(4 * kinds, outputs, bias=False)
-        nn.init.zeros_(self.out.weight)  # a world that had none goes on as it was
 
     def forward(self, sketch: Tensor) -> Tensor:
         """(N, 2, channels, H, W) of the frame before and after to (N, outputs)."""

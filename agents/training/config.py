@@ -192,7 +192,6 @@ HEADS_STAGES = (
         learns="heads",
         batch=24,
         frames=24,
-        learning_rate=1e-3,
         weight_decay=0.0,
     ),
 )

@@ -250,8 +250,14 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
 
 
 def take_what_fits(world: WorldModel, other: WorldModel, name: str) -> None:
-    """Give a world the weights of another one wherever name and shape agree."""
+    """Give a world the weights of another one wherever name and shape agree.
+
+    Heads that have learned to do without the sketch hardly take to it, so they begin anew.
+    """
     theirs = other.state_dict()
+    if world.config.heads.sketched and not other.config.heads.sketched:
+        for parameter, _ in other.heads.named_parameters():
+            del theirs[f"heads.{parameter}"]
     fitting = {n: theirs[n] for n, x in world.state_dict().items() if fits(theirs.get(n), x)}
     foreign = [n for n in world.tokenizer.state_dict() if f"tokenizer.{n}" not in fitting]
     if foreign:

@@ -279,6 +279,21 @@ def test_a_world_is_reshaped_with_all_weights_that_fit(
         torch.testing.assert_close(new[name], old[name], atol=1e-3, rtol=1e-3)
 
 
+def test_heads_that_have_never_looked_at_the_sketch_begin_anew() -> None:
+    config = world_config("tiny", action_size=2, state_size=3, frame_size=(16, 16))
+    blind = dataclasses.replace(config.heads, sketched=0)
+    torch.manual_seed(0)
+    old, older = WorldModel(config), WorldModel(dataclasses.replace(config, heads=blind))
+    older.heads.reward_mean.fill_(3.0)
+    for other, kept in ((old, True), (older, False)):
+        torch.manual_seed(1)
+        world = WorldModel(config)
+        loop.take_what_fits(world, other, "other")
+        assert torch.equal(world.heads.mean.weight, other.heads.mean.weight) == kept
+        assert torch.equal(world.heads.reward_mean, other.heads.reward_mean)
+        assert torch.equal(world.tokenizer.latent_scale, other.tokenizer.latent_scale)
+
+
 def test_reshaping_needs_a_world_whose_tokenizer_fits(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:

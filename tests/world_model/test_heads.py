@@ -211,18 +211,7 @@ def test_worlds_made_before_places_keep_their_tensors() -> None:
     assert set(found.state_dict()) > set(names)
 
 
-SKETCHED = HeadsConfig(state_size=S, hidden=16, channels=8, sketched=4)
-
-
-def test_heads_that_begin_to_look_at_the_sketch_say_the_same_at_first() -> None:
-    plain = make_heads()
-    with torch.random.fork_rng():
-        looking = Heads(SKETCHED, (C, h, w), (L, D), A * N, sketch_channels=6)
-    missing = looking.load_state_dict(plain.state_dict(), strict=False).missing_keys
-    assert {name.split(".")[0] for name in missing} == {"sketched"}
-    sketch = normal(B, T, 2, 6, 2 * h, 2 * w)
-    for a, b in zip(looking(*transitions(), sketch), plain(*transitions()), strict=True):
-        assert torch.equal(a, b)
+SKETCHED = HeadsConfig(state_size=S, hidden=16, channels=8, sketched=8)
 
 
 def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves() -> None:
@@ -239,7 +228,7 @@ def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves() -> None
         heads = Heads(SKETCHED, (C, h, w), (L, D), A * N, sketch_channels=1)
     heads.fit_statistics(reward.flatten(), state.flatten(0, 1))
     optimizer = torch.optim.Adam(heads.parameters(), 3e-3)
-    for _ in range(800):
+    for _ in range(1200):
         loss, _ = heads.loss(Reading(*same, sketch, reward, ended, state, valid))
         optimizer.zero_grad()
         loss.backward()
