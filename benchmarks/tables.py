@@ -21,6 +21,7 @@ from typing import Any
 
 import tyro
 
+from kairos_env.agents.imagine.statistics import price
 from kairos_env.benchmarks.machine import ROOT
 from kairos_env.terminal import percent
 
@@ -173,9 +174,8 @@ def agents_table(root: Path) -> str:
             ["random chunks", "", f"{zero['return']:.2f}", "0", percent(zero["success"]), "0"]
         )
         for name, row in result["methods"].items():
-            price = result["real_steps"][name.split(",")[0]]
             solved = None if row["success"] is None else row["success"]["value"]
-            spent = (price["practice"] or 0) + price["examinations"]
+            spent = price(result["real_steps"], name)
             scores = (interval(row[key]) for key in ("return", "normalised"))
             rows.append([name, row["return"]["runs"], *scores, percent(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")

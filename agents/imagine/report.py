@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kairos_env.agents.data.files import replacing
 from kairos_env.agents.imagine.run import LOG, Entry, read_log
+from kairos_env.agents.imagine.statistics import price
 from kairos_env.terminal import percent
 
 Json = dict[str, Any]
@@ -66,14 +67,13 @@ def print_results(results: Json, console: Console) -> None:
     zero = results["random"]
     table.add_row("random chunks", f"{zero['return']:.2f}", "0", percent(zero["success"]), "0")
     for name, row in results["methods"].items():
-        steps = results["real_steps"][name.split(",")[0]]
         solved = None if row["success"] is None else row["success"]["value"]
         table.add_row(
             name,
             interval(row["return"]),
             interval(row["normalised"]),
             percent(solved),
-            f"{(steps['practice'] or 0) + steps['examinations']:,.0f}",
+            f"{price(results['real_steps'], name):,.0f}",
         )
     console.print(table)
     for run in results["runs"]["dream"]:

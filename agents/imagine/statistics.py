@@ -4,7 +4,7 @@ The interquartile mean drops the best and worst quarter of the runs: less noisy 
 led by outliers than a mean. The bootstrap draws runs anew within each task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,3 +50,19 @@ def iqm_interval(tasks: Sequence[ArrayLike], *, resamples: int = 10_000, seed: i
     return Interval(
         float(interquartile_mean(np.concatenate(strata))), float(low), float(high), runs
     )
+
+
+def price(real_steps: Mapping[str, Mapping[str, float | None]], policy: str) -> float:
+    """Low-level real actions that a policy took.
+
+    Examinations choose the one that is kept, and say when practice has converged; the last policy
+    of any other practice would be the same without them.
+
+    Args:
+        real_steps: of each method, its `practice` and `examinations`.
+        policy: "METHOD, kept" or "METHOD, last".
+    """
+    method, which = policy.split(", ")
+    spent = real_steps[method]
+    examined = which == "kept" or method == "converged"
+    return (spent["practice"] or 0.0) + (spent["examinations"] or 0.0) * examined

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kairos_env.agents.imagine.guard import Guard, Reading
-from kairos_env.agents.imagine.statistics import interquartile_mean, iqm_interval
+from kairos_env.agents.imagine.statistics import interquartile_mean, iqm_interval, price
 
 NOISE = np.random.default_rng(0).normal(0, 1.0, 20)  # how much easier one start is than another
 
@@ -121,3 +121,17 @@ def test_tasks_are_drawn_anew_each_for_itself():
 def test_scores_that_are_none_are_refused(tasks):
     with pytest.raises(ValueError, match="finite scores of at least one run"):
         iqm_interval(tasks)
+
+
+def test_the_last_policy_needs_no_examination_unless_they_end_its_practice():
+    steps = {
+        "dream": {"practice": 100, "examinations": 30.0},
+        "converged": {"practice": 400.0, "examinations": 80.0},
+        "other": {"practice": None, "examinations": 2.0},
+    }
+    prices = {
+        f"{method}, {which}": price(steps, f"{method}, {which}")
+        for method in steps
+        for which in ("kept", "last")
+    }
+    assert list(prices.values()) == [130, 100, 480, 480, 2, 0]
