@@ -113,6 +113,12 @@ class Learner:
             with torch.no_grad():
                 _temperature(self.model).copy_(kept["log_ent_coef"])
 
+    def go_back(self, path: Path) -> None:
+        """Take the policy that `save` wrote, and go on counting."""
+        rounds, steps = self.rounds, self.steps
+        self.load(path)
+        self.rounds, self.steps = rounds, steps
+
     def export(self, path: Path) -> None:
         """A checkpoint for Stable-Baselines3's own `load`, whole or not at all."""
         with io.BytesIO() as archive:

@@ -44,6 +44,8 @@ class Verdict:
     """For a person; empty while there is nothing to say."""
     pace: float = 1.0
     """Share of the learning rate that the next round should practise with."""
+    back: bool = False
+    """Practise on from the best policy, not from this one."""
 
 
 @dataclasses.dataclass
@@ -59,8 +61,10 @@ class Guard:
     what the dream promises is not real. Where the world is also much less sure than at first, an
     examination counts twice.
 
-    What is lost between two examinations nobody can stop. So where the dream flatters beyond noise,
-    the policy is to learn more slowly: less can go wrong until the next one.
+    What is lost between two examinations nobody can stop. So a policy that is worse in reality than
+    the best one, and not as much worse in the dream, is given up for that one, whether it fell or
+    was examined on a bad day: no two such rounds add up. And after such a round, or where the dream
+    flatters beyond noise, the policy is to learn more slowly: less can go wrong until the next one.
     """
 
     floor: float
@@ -89,7 +93,9 @@ class Guard:
         if better:
             self.best = reading
         if not (fallen or parted) and self.strikes < self.patience:
-            return Verdict(best=better, pace=self.careful if _promises_more(reading) else 1.0)
+            back = not better and reading.gap > before.gap
+            slow = back or _promises_more(reading)
+            return Verdict(best=better, pace=self.careful if slow else 1.0, back=back)
         return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
 
     def _weight(self, reading: Reading) -> int:

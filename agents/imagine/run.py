@@ -122,6 +122,8 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
         while not verdict.stop and practice.spent(entries) < 1:
             # Else it is to be examined first: killed before that, or it knows something already.
             if learner.rounds == len(entries):
+                if verdict.back:
+                    learner.go_back(folder / BEST)
                 learner.learn_at(verdict.pace)
                 learner.practise(config.round_steps)
                 learner.save(folder / LEARNER)

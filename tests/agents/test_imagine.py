@@ -33,6 +33,7 @@ from kairos_env.agents.imagine.envs import (
     with_starts,
 )
 from kairos_env.agents.imagine.exam import Examiner
+from kairos_env.agents.imagine.guard import Verdict
 from kairos_env.agents.imagine.study import imagine, row
 from kairos_env.agents.imagine.transitions import Transitions, read_transitions
 
@@ -176,6 +177,44 @@ def test_the_guard_slows_practice_down(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(Learner, "practise", watched)
     imagine(StudyConfig(run=small(folder), out=tmp_path))
     assert rates == pytest.approx([1e-3, 0.25e-3])
+
+
+def test_practice_goes_back_to_the_best_policy_where_the_guard_says_so(
+    tmp_path, folder, monkeypatch
+):
+    """Whether it was killed in between or not."""
+    config = small(folder, steps=36)
+    whole, killed = (StudyConfig(run=config, out=tmp_path / name) for name in ("whole", "killed"))
+
+    def first_is_best(guard, reading):
+        return Verdict(best=reading.steps == 12, back=reading.steps > 12)
+
+    monkeypatch.setattr("kairos_env.agents.imagine.guard.Guard.judge", first_is_best)
+    begun, practise = [], Learner.practise
+
+    def watched(learner, steps):
+        if len(begun) == deaths:
+            raise KilledError
+        begun.append({name: x.clone() for name, x in learner.model.policy.state_dict().items()})
+        practise(learner, steps)
+
+    monkeypatch.setattr(Learner, "practise", watched)
+    deaths = None
+    imagine(whole)
+    best = torch.load(whole.out / "dream/seed-0" / runs.BEST, weights_only=True)
+    best = best["parameters"]["policy"]
+    assert [all(torch.equal(each[n], best[n]) for n in best) for each in begun] == [
+        False,
+        True,
+        True,
+    ]
+    deaths = len(begun) + 2
+    with pytest.raises(KilledError):
+        imagine(killed)
+    deaths = None
+    imagine(killed)
+    one, other = (parameters(c.out / "dream" / "seed-0") for c in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_practice_begins_with_what_was_imitated(tmp_path, folder, data, monkeypatch):

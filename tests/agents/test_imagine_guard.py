@@ -68,6 +68,13 @@ def test_where_the_dream_flatters_the_policy_learns_more_slowly():
     assert [v.pace for v in judged([honest, flattering, within_noise])] == [1.0, 0.25, 1.0]
 
 
+def test_a_policy_that_is_worse_in_reality_alone_is_given_up_for_the_best():
+    worse_in_both, worse, better = reading(1, -11, -11), reading(2, -10, -10.4), reading(3, -9, -9)
+    verdicts = judged([reading(0, -10, -10), worse_in_both, worse, better])
+    assert [v.back for v in verdicts] == [False, False, True, False]
+    assert [v.pace for v in verdicts] == [1.0, 1.0, 0.25, 1.0]
+
+
 def test_a_world_that_is_less_sure_shortens_the_patience():
     readings = [reading(i, -10 + i, -10 - 0.01 * i, uncertainty=1 + i) for i in range(6)]
     verdicts = judged(readings, patience=4)
