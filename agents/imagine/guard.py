@@ -61,10 +61,10 @@ class Guard:
     what the dream promises is not real. Where the world is also much less sure than at first, an
     examination counts twice.
 
-    What is lost between two examinations nobody can stop. So a policy that is worse in reality than
-    the best one, and not as much worse in the dream, is given up for that one, whether it fell or
-    was examined on a bad day: no two such rounds add up. And after such a round, or where the dream
-    flatters beyond noise, the policy is to learn more slowly: less can go wrong until the next one.
+    What is lost between two examinations nobody can stop. So the policy learns at full pace only
+    while it earns it: while the real return rises beyond noise, by at least half of what the
+    dreamed one does. And a policy that is worse in reality than the best one, and not as much worse
+    in the dream, is given up for that one, so that no two such rounds add up.
     """
 
     floor: float
@@ -75,7 +75,7 @@ class Guard:
     doubt: float = 1.5
     """So many times the first uncertainty is "much less sure"."""
     careful: float = 0.25
-    """Share of the learning rate that is left where the dream flatters."""
+    """Share of the learning rate that is left where full pace is not earned."""
     strikes: int = 0
     first: Reading | None = None
     best: Reading | None = None
@@ -85,6 +85,7 @@ class Guard:
         self.first, before = self.first or reading, self.best or reading
         gain = max(float(before.real.mean()) - self.floor, float(before.real.std()), 1e-9)
         alone, flattered = _alone(before, reading, gain), _flattered(reading, self.floor)
+        earned = _earned(self.best, reading, self.floor)
         self.strikes = self.strikes + self._weight(reading) if alone or flattered else 0
         fallen = _fallen(before, reading, self.tolerance / 2 * gain)
         rise = float(reading.real.mean() - before.real.mean())
@@ -94,8 +95,7 @@ class Guard:
             self.best = reading
         if not (fallen or parted) and self.strikes < self.patience:
             back = not better and reading.gap > before.gap
-            slow = back or _promises_more(reading)
-            return Verdict(best=better, pace=self.careful if slow else 1.0, back=back)
+            return Verdict(best=better, pace=1.0 if earned else self.careful, back=back)
         return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
 
     def _weight(self, reading: Reading) -> int:
@@ -126,12 +126,15 @@ def _alone(before: Reading, reading: Reading, gain: float) -> bool:
 def _flattered(reading: Reading, floor: float) -> bool:
     """More than half of what the dream promises over knowing nothing is, beyond noise, not real."""
     promised = float(_dreamed(reading).mean()) - floor
-    return reading.gap > promised / 2 > 0 and _promises_more(reading)
+    gap = _dreamed(reading) - reading.real
+    return reading.gap > promised / 2 > 0 and reading.gap > 2 * _error(gap)
 
 
-def _promises_more(reading: Reading) -> bool:
-    """The dream promises, beyond noise, more than there is."""
-    return reading.gap > 2 * _error(_dreamed(reading) - reading.real)
+def _earned(best: Reading | None, reading: Reading, floor: float) -> bool:
+    """The real return rose above the best one's, or above nothing, as the dreamed one did."""
+    real = reading.real - (floor if best is None else best.real)
+    dreamed = _dreamed(reading) - (floor if best is None else _dreamed(best))
+    return float(real.mean()) > max(float(dreamed.mean()) / 2, _error(real))
 
 
 def _fallen(before: Reading, reading: Reading, limit: float) -> bool:

@@ -167,7 +167,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, folder, monkeypatch, al
 
 
 def test_the_guard_slows_practice_down(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("kairos_env.agents.imagine.guard._promises_more", lambda reading: True)
+    monkeypatch.setattr("kairos_env.agents.imagine.guard._earned", lambda *_: False)
     rates, practise = [], Learner.practise
 
     def watched(learner, steps):
