@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Returns = NDArray[np.floating[Any]]
+# So many times in a row practice is slowed down further.
+SLOWEST = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +66,8 @@ class Guard:
     What is lost between two examinations nobody can stop. So the policy learns at full pace only
     while it earns it: while the real return rises beyond noise, by at least half of what the
     dreamed one does. And a policy that is worse in reality than the best one, and not as much worse
-    in the dream, is given up for that one, so that no two such rounds add up.
+    in the dream, is given up for that one, so that no two such rounds add up; the more of them in a
+    row, the more slowly the next one goes.
     """
 
     floor: float
@@ -77,6 +80,8 @@ class Guard:
     careful: float = 0.25
     """Share of the learning rate that is left where full pace is not earned."""
     strikes: int = 0
+    given_up: int = 0
+    """How many policies in a row were."""
     first: Reading | None = None
     best: Reading | None = None
 
@@ -93,9 +98,11 @@ class Guard:
         better = self.best is None or rise > 0
         if better:
             self.best = reading
+        back = not better and reading.gap > before.gap
+        self.given_up = self.given_up + 1 if back else 0
         if not (fallen or parted) and self.strikes < self.patience:
-            back = not better and reading.gap > before.gap
-            return Verdict(best=better, pace=1.0 if earned else self.careful, back=back)
+            pace = 1.0 if earned else self.careful ** min(max(self.given_up, 1), SLOWEST)
+            return Verdict(best=better, pace=pace, back=back)
         return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
 
     def _weight(self, reading: Reading) -> int:

@@ -70,9 +70,11 @@ def test_the_policy_learns_at_full_pace_only_while_both_returns_rise():
 
 
 def test_a_policy_that_is_worse_in_reality_alone_is_given_up_for_the_best():
-    worse_in_both, worse, better = reading(1, -11, -11), reading(2, -10, -10.4), reading(3, -9, -9)
-    verdicts = judged([reading(0, -10, -10), worse_in_both, worse, better])
-    assert [v.back for v in verdicts] == [False, False, True, False]
+    best, worse_in_both, better = (reading(i, r, r) for i, r in ((0, -10), (1, -11), (5, -9)))
+    worse = [reading(i, -10, -10.4) for i in (2, 3, 4)]
+    verdicts = judged([best, worse_in_both, *worse, better], patience=9)
+    assert [v.back for v in verdicts] == [False, False, True, True, True, False]
+    assert [v.pace for v in verdicts] == [1.0, 0.25, 0.25, 0.25**2, 0.25**3, 1.0]
 
 
 def test_a_world_that_is_less_sure_shortens_the_patience():
