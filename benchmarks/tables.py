@@ -175,7 +175,7 @@ def agents_table(root: Path) -> str:
         )
         for name, row in result["methods"].items():
             solved = None if row["success"] is None else row["success"]["value"]
-            spent = price(result["real_steps"], name)
+            spent = price(result, name)
             scores = (interval(row[key]) for key in ("return", "normalised"))
             rows.append([name, row["return"]["runs"], *scores, percent(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")

@@ -73,7 +73,7 @@ def print_results(results: Json, console: Console) -> None:
             interval(row["return"]),
             interval(row["normalised"]),
             percent(solved),
-            f"{price(results['real_steps'], name):,.0f}",
+            f"{price(results, name):,.0f}",
         )
     console.print(table)
     for run in results["runs"]["dream"]:

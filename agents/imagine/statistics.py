@@ -52,17 +52,18 @@ def iqm_interval(tasks: Sequence[ArrayLike], *, resamples: int = 10_000, seed: i
     )
 
 
-def price(real_steps: Mapping[str, Mapping[str, float | None]], policy: str) -> float:
-    """Low-level real actions that a policy took.
+def price(results: Mapping[str, Any], policy: str) -> float:
+    """Low-level real actions that a policy of a study took.
 
-    Examinations choose the one that is kept, and say when practice has converged; the last policy
-    of any other practice would be the same without them.
+    Examinations choose the one that is kept, say when practice has converged, and are what the
+    guard goes by; the last policy of any other practice would be the same without them.
 
     Args:
-        real_steps: of each method, its `practice` and `examinations`.
+        results: of the study, its `real_steps` and `config`.
         policy: "METHOD, kept" or "METHOD, last".
     """
     method, which = policy.split(", ")
-    spent = real_steps[method]
-    examined = which == "kept" or method == "converged"
-    return (spent["practice"] or 0.0) + (spent["examinations"] or 0.0) * examined
+    spent = results["real_steps"][method]
+    guarded = method == "dream" and results["config"]["guard"]
+    examined = which == "kept" or method == "converged" or guarded
+    return float((spent["practice"] or 0.0) + spent["examinations"] * examined)

@@ -132,15 +132,13 @@ def test_scores_that_are_none_are_refused(tasks):
         iqm_interval(tasks)
 
 
-def test_the_last_policy_needs_no_examination_unless_they_end_its_practice():
+@pytest.mark.parametrize("guard", [False, True])
+def test_the_last_policy_needs_no_examination_unless_it_depends_on_them(guard):
     steps = {
         "dream": {"practice": 100, "examinations": 30.0},
         "converged": {"practice": 400.0, "examinations": 80.0},
-        "other": {"practice": None, "examinations": 2.0},
+        "real": {"practice": None, "examinations": 2.0},
     }
-    prices = {
-        f"{method}, {which}": price(steps, f"{method}, {which}")
-        for method in steps
-        for which in ("kept", "last")
-    }
-    assert list(prices.values()) == [130, 100, 480, 480, 2, 0]
+    study = {"real_steps": steps, "config": {"guard": guard}}
+    prices = [price(study, f"{method}, {which}") for method in steps for which in ("kept", "last")]
+    assert prices == [130, 130 if guard else 100, 480, 480, 2, 0]
