@@ -186,7 +186,7 @@ def agents_table(root: Path) -> str:
 
 def agents_remarks(result: Results) -> str:
     """What stands below the table of a study: the gap, the price of reality, the guard's words."""
-    remarks = [f"The guard {run['stopped']}." for run in result["runs"]["dream"] if run["stopped"]]
+    remarks = guard_remarks(result)
     gap, reached = result["exploit_gap"], result.get("converged_reached")
     if gap is not None:
         values = (f"{interval(gap[which])} of the scale ({which})" for which in ("kept", "last"))
@@ -197,6 +197,22 @@ def agents_remarks(result: Results) -> str:
             f"after {reached['actions']:,.0f} real actions ({reached['runs']} seeds)."
         )
     return "\n".join(f"{remark}\n" for remark in remarks)
+
+
+def guard_remarks(result: Results) -> list[str]:
+    """What the guard did: in its words for one practice, counted for several."""
+    runs = result["runs"]["dream"]
+    stopped = [run["stopped"] for run in runs if run["stopped"]]
+    if not stopped or len(runs) == 1:
+        return [f"The guard {reason}." for reason in stopped]
+    zero = result["random"]["return"]
+    gained, left = ([run[which]["return"] - zero for run in runs] for which in ("kept", "last"))
+    lost = [(a - b) / a if a > 0 else 0.0 for a, b in zip(gained, left, strict=True)]
+    return [
+        f"The guard ended {len(stopped)} of {len(runs)} practices. On the test episodes the last "
+        "policies had lost, of what the kept ones gain over random chunks: "
+        f"{', '.join(percent(share) for share in sorted(lost))}."
+    ]
 
 
 def memory_table(root: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kairos_env.benchmarks.tables import TABLES, documents, filled
+from kairos_env.benchmarks.tables import TABLES, documents, filled, guard_remarks
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
@@ -38,3 +38,18 @@ def test_an_unknown_table_is_named() -> None:
     with pytest.raises(ValueError, match="no table is called 'nothing'"):
         filled("<!-- table: nothing -->\n<!-- end of table -->")
     assert TABLES
+
+
+def test_what_the_guard_saved_is_told_in_its_words_or_counted() -> None:
+    def run(kept: float, last: float, stopped: str | None) -> dict:
+        return {"kept": {"return": kept}, "last": {"return": last}, "stopped": stopped}
+
+    runs = [run(-10.0, -12.0, "stopped"), run(-15.0, -14.0, "stopped"), run(-5.0, -5.0, None)]
+    study = {"runs": {"dream": runs}, "random": {"return": -20.0}}
+    (told,) = guard_remarks(study)
+    assert told.startswith("The guard ended 2 of 3 practices.")
+    assert told.endswith(": -20 %, 0 %, 20 %.")
+    one = {**study, "runs": {"dream": [run(-10.0, -12.0, "stopped at step 5: it fell")]}}
+    assert guard_remarks(one) == ["The guard stopped at step 5: it fell."]
+    left = {**study, "runs": {"dream": [run(-10.0, -12.0, None)] * 3}}
+    assert guard_remarks(left) == []
