@@ -179,7 +179,9 @@ def agents_table(root: Path) -> str:
             scores = (interval(row[key]) for key in ("return", "normalised"))
             rows.append([name, row["return"]["runs"], *scores, percent(solved), f"{spent:,.0f}"])
         head = ("policy", "seeds", "real return", "normalised", "solved", "real actions")
-        text += f"World `{result['world']}`:\n\n" + markdown(head, rows) + origin(result) + "\n"
+        guarded = " with the guard" * result["config"]["guard"]
+        text += f"World `{result['world']}`{guarded}:\n\n"
+        text += markdown(head, rows) + origin(result) + "\n"
         text += agents_remarks(result) + "\n"
     return text.removesuffix("\n")
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Returns = NDArray[np.floating[Any]]
-# So many times in a row practice is slowed down further.
-SLOWEST = 3
+# So many times in a row practice is slowed down further; so many real falls in a row end it.
+SLOWEST, TWICE = 3, 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,9 +54,9 @@ class Verdict:
 class Guard:
     """Judges one examination after the other.
 
-    It stops at once when the real return has fallen by more than half of `tolerance` while the gap
-    grew by as much, both beyond noise; and when the real return is below its best while the dreamed
-    one rose and more than half of what it promises is not real.
+    It stops when twice in a row the real return has fallen by more than half of `tolerance` while
+    the gap grew by as much, both beyond noise; and at once when the real return is below its best
+    while the dreamed one rose and more than half of what it promises is not real.
 
     It stops after `patience` examinations in a row in which the dreamed return rose above that of
     the best policy and the real one by less than a tenth of that, or in which more than half of
@@ -82,6 +82,8 @@ class Guard:
     strikes: int = 0
     given_up: int = 0
     """How many policies in a row were."""
+    falls: int = 0
+    """How many of them had fallen beyond doubt."""
     first: Reading | None = None
     best: Reading | None = None
 
@@ -93,6 +95,7 @@ class Guard:
         earned = _earned(self.best, reading, self.floor)
         self.strikes = self.strikes + self._weight(reading) if alone or flattered else 0
         fallen = _fallen(before, reading, self.tolerance / 2 * gain)
+        self.falls = self.falls + 1 if fallen else 0
         rise = float(reading.real.mean() - before.real.mean())
         parted = alone and flattered and rise < 0
         better = self.best is None or rise > 0
@@ -100,7 +103,7 @@ class Guard:
             self.best = reading
         back = not better and reading.gap > before.gap
         self.given_up = self.given_up + 1 if back else 0
-        if not (fallen or parted) and self.strikes < self.patience:
+        if not parted and self.falls < TWICE and self.strikes < self.patience:
             pace = 1.0 if earned else self.careful ** min(max(self.given_up, 1), SLOWEST)
             return Verdict(best=better, pace=pace, back=back)
         return Verdict(best=better, stop=True, reason=self._reason(before, reading, gain))
