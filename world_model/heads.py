@@ -337,7 +337,7 @@ class Heads(nn.Module):
         after: Tensor,
         actions: Tensor,
         tokens: Tensor,
-        sketch: Tensor | None = None,
+        sketch: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T = after.shape[:2]
         both = torch.cat([before, after], dim=2).flatten(0, 1)

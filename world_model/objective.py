@@ -382,7 +382,7 @@ def reading(world: "WorldModel", past: Past, tokens: Tensor, clips: Clips) -> Re
     assert frames is not None
     assert actions is not None
     return Reading(
-        *transitions(world, frames, actions[:, 1:], tokens[:, 1:]),
+        *world.transitions(frames, actions[:, 1:], tokens[:, 1:].float()),
         clips["rewards"],
         clips["terminated"],
         clips["state"][:, 1:],
@@ -395,11 +395,10 @@ def dreamed_reading(world: "WorldModel", clips: Clips, frames: Tensor, tokens: T
     first = clips["latents"].shape[1] - frames.shape[1]
     last_true = clips["latents"][:, first - 1 : first].float()
     return Reading(
-        *transitions(
-            world,
+        *world.transitions(
             torch.cat([last_true, frames.detach()], dim=1),
             clips["actions"][:, first - 1 :],
-            tokens,
+            tokens.float(),
         ),
         clips["rewards"][:, first - 1 :],
         clips["terminated"][:, first - 1 :],
@@ -412,7 +411,7 @@ def dreamed_reading(world: "WorldModel", clips: Clips, frames: Tensor, tokens: T
 def read_truth(world: "WorldModel", clips: Clips, draws: Draws) -> Reading:
     """What heads learn from of clips, seen as they were."""
     past = remembered(world, clips, draws)
-    clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, record=True, predict=False)
+    clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, predict=False)
     return reading(world, past, clean.tokens, clips)
 
 
@@ -424,13 +423,6 @@ def read_dream(world: "WorldModel", clips: Clips, *, real: int, seeds: Tensor) -
         clips["latents"].float(), actions, real=real, seeds=seeds, words=words
     )
     return dreamed_reading(world, clips, frames.float(), tokens)
-
-
-def transitions(
-    world: "WorldModel", frames: Tensor, actions: Tensor, tokens: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """What the heads read of T + 1 frames, the T actions between and the later frames' tokens."""
-    return frames[:, :-1], frames[:, 1:], actions, tokens.float(), world.sketched(frames)
 
 
 def action_loss(

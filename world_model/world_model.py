@@ -144,8 +144,9 @@ class WorldConfig:
     @property
     def sketch_channels(self) -> int:
         """Channels of what the heads see of the decoder; 0 for heads that do not look."""
-        if not self.heads.sketched or isinstance(self.tokenizer, WanTokenizerConfig):
+        if not self.heads.sketched:
             return 0
+        assert isinstance(self.tokenizer, TokenizerConfig), "others were refused"
         return self.tokenizer.sketch_channels
 
     @property
@@ -346,10 +347,9 @@ class WorldModel(nn.Module):
         actions = chunk.unflatten(1, (self.config.latents_per_chunk, -1))  # (B, F / r, r A, D)
         heard = self._hear(state, actions)
         latents = self._dream(state, actions, heard, denoise_steps or self.config.denoise_steps)
-        before = torch.cat([state.previous[:, -1:], latents[:, :-1]], dim=1)
+        frames = torch.cat([state.previous[:, -1:], latents], dim=1)
         state, tokens = self._commit(state, latents, actions, heard)
-        sketch = self.sketched(torch.cat([before[:, :1], latents], dim=1))
-        readout = self.heads(before, latents, actions, tokens, sketch)
+        readout = self.heads(*self.transitions(frames, actions, tokens))
         scale = torch.cat([self.heads.reward_scale[None], self.heads.state_scale])
         r = self.config.tokenizer.temporal
         prediction = Prediction(
@@ -364,8 +364,20 @@ class WorldModel(nn.Module):
         )
         return state, prediction
 
+    def transitions(
+        self, frames: Tensor, actions: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """What the heads read.
+
+        Args:
+            frames: (B, T + 1, C, h, w) latent frames.
+            actions: (B, T, A, D) what was done between them.
+            tokens: (B, T, L, D) of the later ones.
+        """
+        return frames[:, :-1], frames[:, 1:], actions, tokens, self._sketch(frames)
+
     @torch.no_grad()
-    def sketched(self, latents: Tensor) -> Tensor | None:
+    def _sketch(self, latents: Tensor) -> Tensor | None:
         """What the heads see of the decoder for the transitions between latent frames.
 
         Args:

@@ -86,6 +86,11 @@ class Round:
         return (*self.config.data, *(turn.data for turn in (*self.before, self)))
 
     @property
+    def imitates(self) -> int:
+        """Updates in which its policy imitates: only the first one has not practised before."""
+        return 0 if self.before else self.config.imitate
+
+    @property
     def collectors(self) -> tuple[PolicySpec, ...]:
         """Who acts: the policy of the round before, or those that the first round begins with."""
         if not self.before:
@@ -135,10 +140,8 @@ def learned(turn: Round) -> Json:
     """World, policy and evaluation of a round whose data are there."""
     path = turn.folder / "evaluation.json"
     if not path.exists():
-        if turn.config.imitate:
-            read_transitions(
-                open_dataset(turn.all_data), solved=True
-            )  # refuses where there is none
+        if turn.imitates:  # refuses where nothing was solved, before a world is trained
+            read_transitions(open_dataset(turn.all_data), solved=True)
         train_world(turn)
         improve_policy(turn)
         write_json(path, evaluate(turn))
@@ -224,7 +227,7 @@ def study_of(turn: Round) -> StudyConfig:
     run = ImagineConfig(
         world=str(turn.world),
         algo=config.algo,
-        imitate=0 if turn.before else config.imitate,
+        imitate=turn.imitates,
         learning_rate=config.learning_rate,
         steps=config.steps * turn.turns,
         envs=config.envs,

@@ -14,6 +14,7 @@ Each policy is tested on real episodes that nothing before has seen.
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +85,6 @@ class Study:
         practice = Practice(
             config=run,
             learner=lambda: self._dreaming(run),
-            begin=lambda learner: self._begin(learner, run),
             judge=judge,
             steps=run.steps,
             seconds=run.seconds,
@@ -122,14 +122,7 @@ class Study:
             return Learner(run, imagined)
 
         steps = read_json(folder_of(self.config, "dream", seed) / RESULT)["steps"]
-        practice = Practice(
-            config=run,
-            learner=learner,
-            begin=lambda learner: self._begin(learner, run),
-            judge=unguarded,
-            dreams=False,
-            steps=steps,
-        )
+        practice = Practice(config=run, learner=learner, judge=unguarded, dreams=False, steps=steps)
         return self._learn("ensemble", seed, practice, examiner)
 
     def cloning(self, seed: int, run: ImagineConfig) -> Json:
@@ -216,7 +209,6 @@ class Study:
         return Practice(
             config=run,
             learner=lambda: Learner(run, real_env(run, self.world)),
-            begin=lambda learner: self._begin(learner, run),
             judge=unguarded,
             dreams=False,
             steps=steps,
@@ -228,6 +220,8 @@ class Study:
         def tell(entry: Entry, spent: float) -> None:
             self.report(method, seed, entry, spent)
 
+        begin = partial(self._begin, run=practice.config)
+        practice = dataclasses.replace(practice, begin=begin)
         examiner = examiner or self.examiner
         return learn(practice, examiner, folder_of(self.config, method, seed), tell)
 
