@@ -39,6 +39,9 @@ class HeadsConfig:
     sketched: int = 0
     """Kinds of things whose places are looked for in the decoder's sketch of the frames, which
     shows them to a fraction of a latent's width."""
+    straight: bool = False
+    """Whether reward and state are also read off those places by straight lines: a place is most
+    of what a state says, and layers of curves give it back less exactly."""
     end_weight: float = 10.0
     """How much more a terminal transition counts than an ordinary one."""
     end_threshold: float = 0.5
@@ -62,6 +65,10 @@ class HeadsConfig:
                     "HeadsConfig.calibration must be points of positive, rising numbers, "
                     f"got {self.calibration}"
                 )
+        if self.straight and not self.sketched:
+            raise ValueError(
+                "HeadsConfig.straight reads lines off `sketched` kinds of things, got none"
+            )
         if not 0.0 < self.end_threshold < 1.0:
             raise ValueError(
                 f"HeadsConfig.end_threshold must lie in (0, 1), got {self.end_threshold}"
@@ -201,17 +208,23 @@ class Sketched(nn.Module):
     learn it anew, from a few numbers a frame, know it less exactly after equally many updates.
     """
 
-    def __init__(self, channels: int, kinds: int, outputs: int) -> None:
+    def __init__(self, channels: int, kinds: int, features: int, lines: int = 0) -> None:
         super().__init__()
         self.places = Places(channels, kinds, kinds, depth=1)
-        self.out = nn.Linear(4 * kinds, outputs, bias=False)
+        self.out = nn.Linear(4 * kinds, features, bias=False)
+        self.lines = nn.Linear(4 * kinds, lines, bias=False) if lines else None
+        if self.lines is not None:
+            nn.init.zeros_(self.lines.weight)
 
-    def forward(self, sketch: Tensor) -> Tensor:
-        """(N, 2, channels, H, W) of the frame before and after to (N, outputs)."""
+    def forward(self, sketch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sketches (N, 2, channels, H, W) of the frame before and after.
+
+        Returns:
+            (N, features) for the layers behind, and (N, lines) straight from the places.
+        """
         before, after = self.places(sketch.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
-        moved = MOTION * (after - before)
-        features: Tensor = self.out(torch.cat([after, moved], dim=-1))
-        return features
+        seen = torch.cat([after, MOTION * (after - before)], dim=-1)
+        return self.out(seen), None if self.lines is None else self.lines(seen)
 
 
 class Heads(nn.Module):
@@ -256,7 +269,10 @@ class Heads(nn.Module):
             nn.SiLU(),
         )
         sketched = config.sketched
-        self.sketched = Sketched(sketch_channels, sketched, config.hidden) if sketched else None
+        lines = outputs if config.straight else 0
+        self.sketched = (
+            Sketched(sketch_channels, sketched, config.hidden, lines) if sketched else None
+        )
         self.mean = nn.Linear(config.hidden, outputs)
         self.log_spread = nn.Linear(config.hidden, outputs)
         self.end = nn.Linear(config.hidden, 1)
@@ -345,9 +361,11 @@ class Heads(nn.Module):
         features = [seen, self.narrow(tokens).flatten(2), actions.flatten(2)]
         if self.places is not None:
             features.append(self.places(both).unflatten(0, (B, T)))
-        x = self.mlp[0](torch.cat(features, dim=-1))
+        x, lines = self.mlp[0](torch.cat(features, dim=-1)), None
         if self.sketched is not None:
             assert sketch is not None, "these heads look at the decoder's sketch"
-            x = x + self.sketched(sketch.flatten(0, 1)).unflatten(0, (B, T))
+            seen, lines = self.sketched(sketch.flatten(0, 1))
+            x = x + seen.unflatten(0, (B, T))
         x = self.mlp[1:](x)
-        return self.mean(x), self.log_spread(x).clamp(-7.0, 3.0), self.end(x)[..., 0]
+        mean = self.mean(x) if lines is None else self.mean(x) + lines.unflatten(0, (B, T))
+        return mean, self.log_spread(x).clamp(-7.0, 3.0), self.end(x)[..., 0]

@@ -197,6 +197,7 @@ def world_config(
             channels=s.stem_channels,
             places=PLACES,
             sketched=PLACES,
+            straight=True,
         ),
         text=TextConfig() if text else None,
         action_size=action_size,

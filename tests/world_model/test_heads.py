@@ -1,5 +1,7 @@
 """Promises of the heads: reward, end, state and how sure they are."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -212,9 +214,13 @@ def test_worlds_made_before_places_keep_their_tensors() -> None:
 
 
 SKETCHED = HeadsConfig(state_size=S, hidden=16, channels=8, sketched=8)
+STRAIGHT = dataclasses.replace(SKETCHED, straight=True)
 
 
-def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves() -> None:
+@pytest.mark.parametrize(("config", "off"), [(SKETCHED, 0.3), (STRAIGHT, 0.1)])
+def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves(
+    config: HeadsConfig, off: float
+) -> None:
     """From the sketch alone: the latents are the same in all transitions."""
     random = torch.Generator().manual_seed(1)
     at = torch.randint(2, 10, (B, T, 2), generator=random)  # column before and after
@@ -225,7 +231,7 @@ def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves() -> None
     reward, ended, valid = torch.zeros(B, T), torch.zeros(B, T).bool(), torch.ones(B, T).bool()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        heads = Heads(SKETCHED, (C, h, w), (L, D), A * N, sketch_channels=1)
+        heads = Heads(config, (C, h, w), (L, D), A * N, sketch_channels=1)
     heads.fit_statistics(reward.flatten(), state.flatten(0, 1))
     optimizer = torch.optim.Adam(heads.parameters(), 3e-3)
     for _ in range(1200):
@@ -233,4 +239,24 @@ def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves() -> None
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    torch.testing.assert_close(heads(*same, sketch).state, state, atol=0.3, rtol=0)
+    torch.testing.assert_close(heads(*same, sketch).state, state, atol=off, rtol=0)
+
+
+def test_straight_lines_are_read_off_the_sketch_alone() -> None:
+    """New ones say nothing yet; without a sketch to read there are none."""
+    sketch = torch.randn(B, T, 2, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads = Heads(STRAIGHT, (C, h, w), (L, D), A * N, sketch_channels=1)
+    assert heads.sketched is not None
+    before = heads(*transitions(), sketch).state
+    with torch.no_grad():
+        heads.sketched.out.weight.zero_()
+        unseen = heads(*transitions(), sketch).state
+        heads.sketched.lines.weight[1:, : heads.config.sketched] = 1.0
+    assert not torch.equal(before, unseen)
+    moved = heads(*transitions(), sketch).state - unseen
+    torch.testing.assert_close(moved[..., 0], moved[..., 1])
+    assert moved.abs().min() > 0
+    with pytest.raises(ValueError, match="sketched"):
+        HeadsConfig(state_size=S, straight=True)
