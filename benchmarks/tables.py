@@ -208,13 +208,19 @@ def guard_remarks(result: Results) -> list[str]:
     if not stopped or len(runs) == 1:
         return [f"The guard {reason}." for reason in stopped]
     zero = result["random"]["return"]
-    gained, left = ([run[which]["return"] - zero for run in runs] for which in ("kept", "last"))
-    lost = [(a - b) / a if a > 0 else 0.0 for a, b in zip(gained, left, strict=True)]
+    kept, last = ([run[which]["return"] for run in runs] for which in ("kept", "last"))
+    fallen = [(a - b) / abs(a) for a, b in zip(kept, last, strict=True)]
+    lost = [(a - b) / (a - zero) if a > zero else 0.0 for a, b in zip(kept, last, strict=True)]
     return [
         f"The guard ended {len(stopped)} of {len(runs)} practices. On the test episodes the last "
-        "policies had lost, of what the kept ones gain over random chunks: "
-        f"{', '.join(percent(share) for share in sorted(lost))}."
+        f"policies' returns had fallen below the kept ones' by {percents(fallen)} of these. Of "
+        f"what the kept ones gain over random chunks, that is {percents(lost)}."
     ]
+
+
+def percents(shares: Iterable[float]) -> str:
+    """Shares from the smallest to the largest."""
+    return ", ".join(percent(share) for share in sorted(shares))
 
 
 def memory_table(root: Path) -> str:

@@ -48,7 +48,8 @@ def test_what_the_guard_saved_is_told_in_its_words_or_counted() -> None:
     study = {"runs": {"dream": runs}, "random": {"return": -20.0}}
     (told,) = guard_remarks(study)
     assert told.startswith("The guard ended 2 of 3 practices.")
-    assert told.endswith(": -20 %, 0 %, 20 %.")
+    assert "by -7 %, 0 %, 20 % of these" in told
+    assert told.endswith("that is -20 %, 0 %, 20 %.")
     one = {**study, "runs": {"dream": [run(-10.0, -12.0, "stopped at step 5: it fell")]}}
     assert guard_remarks(one) == ["The guard stopped at step 5: it fell."]
     left = {**study, "runs": {"dream": [run(-10.0, -12.0, None)] * 3}}
