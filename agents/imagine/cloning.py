@@ -12,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.ppo import CnnPolicy, MlpPolicy
+from torch import Tensor
 
 from kairos_env.agents.imagine.algorithms import Standardised
 from kairos_env.agents.imagine.config import Seen
@@ -23,6 +24,9 @@ from kairos_env.worlds import World
 UPDATES, BATCH = 3000, 256
 LEARNING_RATE, FINAL = 1e-3, 0.05  # it falls as a cosine, to this share
 VALUE_WEIGHT = 0.1
+# Where it is known what came of it: after this share of the updates, what went better than expected
+# by so many deviations counts e times as much; nothing counts more than so many times.
+EXPECTING, EAGERNESS, MOST = 0.2, 0.5, 20.0
 ENCODE_BATCH = 256  # frames encoded at once
 
 
@@ -36,6 +40,9 @@ def imitate(
     seed: int,
 ) -> None:
     """Make `actions` likely where `seen` was observed, and expect `values` there.
+
+    With values, an action that led to more than is expected where it was done counts more than one
+    that led to less: whoever recorded the episodes was led astray now and then, or had no luck.
 
     Args:
         policy: Learns in place.
@@ -59,13 +66,23 @@ def imitate(
         rows = random.integers(len(seen), size=BATCH)
         observation, _ = policy.obs_to_tensor(seen[rows])
         value, likely, _ = policy.evaluate_actions(observation, chosen[rows])
-        loss = -likely.mean()
-        if expected is not None:
-            loss = loss + VALUE_WEIGHT * (value.flatten() - expected[rows]).square().mean()
+        if expected is None:
+            loss = -likely.mean()
+        else:
+            better = expected[rows] - value.flatten()
+            known = update >= EXPECTING * updates
+            weight = eagerness(better.detach()) if known else torch.ones_like(likely)
+            loss = VALUE_WEIGHT * better.square().mean() - (weight * likely).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     policy.set_training_mode(False)
+
+
+def eagerness(better: Tensor) -> Tensor:
+    """How much actions count that led to so much more than was expected; 1 on average: (B,)."""
+    weight = (better / (EAGERNESS * better.std()).clamp_min(1e-6)).exp().clamp_max(MOST)
+    return weight / weight.mean()
 
 
 class Cloned:

@@ -41,7 +41,8 @@ class ImagineConfig:
     """How many moments are drawn from the data."""
     imitate: int = 0
     """Updates in which the policy first learns to do what was done in the episodes of --data that
-    solved the task. 0: practice begins with a policy that knows nothing."""
+    solved the task, above all where that went better than expected. 0: practice begins with a
+    policy that knows nothing."""
     rollout: int = 512
     """Steps of all dreams together between two updates of PPO. 8192 for tasks of several parts:
     push is hardly learned with 512, in reality neither."""

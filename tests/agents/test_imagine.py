@@ -354,6 +354,23 @@ def test_cloning_finds_what_was_done(world):
     )
 
 
+def test_imitation_prefers_what_went_better(world):
+    """Half of what was done led to nothing: with returns in sight it is left out."""
+    space = world.manifest.environment.chunk_space
+    box = type(space)(-1, 1, (2,), np.float32)
+    random = np.random.default_rng(0)
+    seen = random.uniform(-1, 1, (2000, 2)).astype(np.float32)
+    worked = random.random(2000) < 0.5
+    done = np.where(worked, 0.5, -0.5)[:, None, None] * np.ones((1, CHUNK, 2), np.float32)
+    chosen = []
+    for values in (None, worked.astype(np.float32)):
+        policy = Cloned(box, space).policy
+        imitate(policy, seen, done.astype(np.float32), values, updates=600, seed=0)
+        chosen.append(policy.predict(seen[:50], deterministic=True)[0].mean())
+    assert abs(chosen[0]) < 0.2
+    assert chosen[1] > 0.35
+
+
 def test_transitions_are_the_recorded_steps(data):
     dataset = open_dataset(data)
     everything = read_transitions(dataset, frames=True)
