@@ -105,9 +105,11 @@ def dream(world: WorldModel, data: TrainingData) -> Dreamed:
 def end_threshold(probability: Numbers, ended: NDArray[np.bool_]) -> float | None:
     """The probability that tells ends best: by the F1 score of first crossings, `LATE` allowed.
 
-    Of equally good ones the middle one; None where too few episodes ended.
+    Of equally good ones the middle one: what one end more or less would change is chance, and a
+    threshold at the edge misses the ends that few episodes show. None where too few ended.
     """
-    if ended.any(1).sum() < FEWEST:
+    ends = int(ended.any(1).sum())
+    if ends < FEWEST:
         return None
     true = _first(ended)
     scores = []
@@ -116,7 +118,7 @@ def end_threshold(probability: Numbers, ended: NDArray[np.bool_]) -> float | Non
         hits = np.isfinite(told) & np.isfinite(true)
         hits[hits] = np.abs(told[hits] - true[hits]) <= LATE
         scores.append(2 * hits.sum() / (np.isfinite(told).sum() + np.isfinite(true).sum()))
-    best = np.flatnonzero(np.array(scores) >= max(scores) - 1e-9)
+    best = np.flatnonzero(np.array(scores) >= max(scores) - 1 / (2 * ends - 1))
     return round(float(THRESHOLDS[best[len(best) // 2]]), 2)
 
 
