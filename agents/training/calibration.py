@@ -105,11 +105,9 @@ def dream(world: WorldModel, data: TrainingData) -> Dreamed:
 def end_threshold(probability: Numbers, ended: NDArray[np.bool_]) -> float | None:
     """The probability that tells ends best: by the F1 score of first crossings, `LATE` allowed.
 
-    Of equally good ones the middle one: what one end more or less would change is chance, and a
-    threshold at the edge misses the ends that few episodes show. None where too few ended.
+    Of equally good ones the middle one; None where too few episodes ended.
     """
-    ends = int(ended.any(1).sum())
-    if ends < FEWEST:
+    if ended.any(1).sum() < FEWEST:
         return None
     true = _first(ended)
     scores = []
@@ -118,7 +116,7 @@ def end_threshold(probability: Numbers, ended: NDArray[np.bool_]) -> float | Non
         hits = np.isfinite(told) & np.isfinite(true)
         hits[hits] = np.abs(told[hits] - true[hits]) <= LATE
         scores.append(2 * hits.sum() / (np.isfinite(told).sum() + np.isfinite(true).sum()))
-    best = np.flatnonzero(np.array(scores) >= max(scores) - 1 / (2 * ends - 1))
+    best = np.flatnonzero(np.array(scores) >= max(scores) - 1e-9)
     return round(float(THRESHOLDS[best[len(best) // 2]]), 2)
 
 

@@ -281,7 +281,7 @@ def test_a_world_is_reshaped_with_all_weights_that_fit(
 
 def test_heads_that_have_never_looked_at_the_sketch_begin_anew() -> None:
     config = world_config("tiny", action_size=2, state_size=3, frame_size=(16, 16))
-    blind = dataclasses.replace(config.heads, sketched=0)
+    blind = dataclasses.replace(config.heads, sketched=0, straight=False)
     torch.manual_seed(0)
     old, older = WorldModel(config), WorldModel(dataclasses.replace(config, heads=blind))
     older.heads.reward_mean.fill_(3.0)
@@ -396,9 +396,11 @@ def test_two_processes_train_what_one_trains_and_one_goes_on_where_two_stopped(
     copy.replace(config.folder / loop.CHECKPOINT)
     alone = weights(loop.train(config))
     for name, x in expected.items():
-        # Sums over clips have another order; 4e-7 was measured.
-        torch.testing.assert_close(together[name], x, atol=1e-5, rtol=1e-5, msg=name)
-        torch.testing.assert_close(alone[name], x, atol=1e-5, rtol=1e-5, msg=name)
+        # Sums over clips have another order; 2e-6 was measured, and 2e-5 for the straight lines,
+        # which begin at zero with gradients near zero, of which Adam makes whole steps.
+        atol = 6e-5 if name == "heads.sketched.lines.weight" else 1e-5
+        torch.testing.assert_close(together[name], x, atol=atol, rtol=1e-5, msg=name)
+        torch.testing.assert_close(alone[name], x, atol=atol, rtol=1e-5, msg=name)
     records = (config.folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in records] == [*STAGE_NAMES, "rollout", "heads"]
 
