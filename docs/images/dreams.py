@@ -12,6 +12,7 @@ from PIL import Image
 
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.measure import DREAM, TRUTH, measure
+from kairos_env.pictures import enlarge
 from kairos_env.worlds import load_world
 
 EPISODES, FRAMES, SCALE, GAP = 2, 60, 2, 4
@@ -30,8 +31,9 @@ def panel(name: str) -> NDArray[np.uint8]:
     rows = []
     for predictor in (TRUTH, DREAM):
         shown = report.pictures[predictor][np.arange(EPISODES)[:, None], last]
-        large = shown.repeat(SCALE, 2).repeat(SCALE, 3)
-        framed = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+        framed = np.pad(
+            enlarge(shown, SCALE), ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255
+        )
         rows.append(np.concatenate(list(framed), axis=2))
     return np.concatenate(rows, axis=1)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kairos_env import make_real
+from kairos_env.pictures import enlarge
 from kairos_env.real.experts import expert_for
 
 COLUMNS, SCALE, GAP = 8, 3, 4
@@ -35,7 +36,7 @@ def expert_frames(name: str) -> list[NDArray[np.uint8]]:
 def sheet(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """One row, enlarged without smoothing: what is seen is what a network gets."""
     chosen = np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int)
-    large = [frames[i].repeat(SCALE, 0).repeat(SCALE, 1) for i in chosen]
+    large = [enlarge(frames[i], SCALE) for i in chosen]
     gap = np.full((large[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([part for picture in large for part in (picture, gap)][:-1], axis=1)
 
