@@ -22,6 +22,8 @@ from kairos_env.world_model.tables import table
 # The expected error, in deviations, at which a number of the state counts as much as the reward,
 # and the most that one can count.
 ORDINARY, MOST_WORTH = 0.2, 4.0
+# What the error of the reward counts: one number beside many, and the one that is practised for.
+REWARD_WORTH = 5.0
 # How much larger a motion from frame to frame is made beside the places that it leads to.
 MOTION = 5.0
 
@@ -159,7 +161,7 @@ def _lines(
 
 
 def worth(log_spread: Tensor) -> Tensor:
-    """How much the error of the reward, 1, and of each number of the state counts: (..., 1 + S).
+    """How much the error of the reward and of each number of the state counts: (..., 1 + S).
 
     What can be known exactly is to be known exactly: a number of the state counts in inverse
     proportion to the error that is expected of it, within bounds. Without that, numbers that
@@ -167,7 +169,7 @@ def worth(log_spread: Tensor) -> Tensor:
     reward is not excused where it is hard to tell: that is where it matters.
     """
     weight = (ORDINARY * (-log_spread).exp()).clamp_max(MOST_WORTH)
-    weight[..., 0] = 1.0
+    weight[..., 0] = REWARD_WORTH
     return weight
 
 
@@ -216,13 +218,19 @@ class Sketched(nn.Module):
         if self.lines is not None:
             nn.init.zeros_(self.lines.weight)
 
-    def forward(self, sketch: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sketches (N, 2, channels, H, W) of the frame before and after.
+    def locate(self, sketch: Tensor) -> Tensor:
+        """Places in sketches (..., channels, H, W): (..., 2 kinds)."""
+        found = self.places(F.silu(sketch.flatten(0, -4)))
+        places: Tensor = found.unflatten(0, sketch.shape[:-3])
+        return places
+
+    def forward(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Places (..., 2, 2 kinds) in the frame before and after.
 
         Returns:
-            (N, features) for the layers behind, and (N, lines) straight from the places.
+            (..., features) for the layers behind, and (..., lines) straight from the places.
         """
-        before, after = self.places(sketch.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        before, after = places.unbind(-2)
         seen = torch.cat([after, MOTION * (after - before)], dim=-1)
         return self.out(seen), None if self.lines is None else self.lines(seen)
 
@@ -287,7 +295,7 @@ class Heads(nn.Module):
         after: Tensor,
         actions: Tensor,
         tokens: Tensor,
-        sketch: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Readout:
         """Read transitions.
 
@@ -296,9 +304,10 @@ class Heads(nn.Module):
             after: (B, T, C, h, w) the frame that followed.
             actions: (B, T, A, action size) what was done between them.
             tokens: (B, T, L, D) the transformer's tokens of `after`.
-            sketch: (B, T, 2, C', 2h, 2w) the decoder's of both frames; for heads that look at it.
+            places: (B, T, 2, 2 kinds) what `sketched` locates in the decoder's sketch of both
+                frames; for heads that look at it.
         """
-        mean, log_spread, end = self._outputs(before, after, actions, tokens, sketch)
+        mean, log_spread, end = self._outputs(before, after, actions, tokens, places)
         scale = torch.cat([self.reward_scale[None], self.state_scale])
         offset = torch.cat([self.reward_mean[None], self.state_mean])
         values = mean * scale + offset
@@ -307,7 +316,8 @@ class Heads(nn.Module):
     def loss(self, reading: Reading) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the means by their worth, likelihood of the spreads, and the end's."""
         before, after, actions, tokens, sketch, reward, ended, state, valid = reading
-        mean, log_spread, end = self._outputs(before, after, actions, tokens, sketch)
+        places = None if self.sketched is None or sketch is None else self.sketched.locate(sketch)
+        mean, log_spread, end = self._outputs(before, after, actions, tokens, places)
         target = torch.cat(
             [
                 ((reward - self.reward_mean) / self.reward_scale)[..., None],
@@ -353,7 +363,7 @@ class Heads(nn.Module):
         after: Tensor,
         actions: Tensor,
         tokens: Tensor,
-        sketch: Tensor | None,
+        places: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T = after.shape[:2]
         both = torch.cat([before, after], dim=2).flatten(0, 1)
@@ -363,9 +373,9 @@ class Heads(nn.Module):
             features.append(self.places(both).unflatten(0, (B, T)))
         x, lines = self.mlp[0](torch.cat(features, dim=-1)), None
         if self.sketched is not None:
-            assert sketch is not None, "these heads look at the decoder's sketch"
-            seen, lines = self.sketched(sketch.flatten(0, 1))
-            x = x + seen.unflatten(0, (B, T))
+            assert places is not None, "these heads look at the decoder's sketch"
+            seen, lines = self.sketched(places)
+            x = x + seen
         x = self.mlp[1:](x)
-        mean = self.mean(x) if lines is None else self.mean(x) + lines.unflatten(0, (B, T))
+        mean = self.mean(x) if lines is None else self.mean(x) + lines
         return mean, self.log_spread(x).clamp(-7.0, 3.0), self.end(x)[..., 0]

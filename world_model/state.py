@@ -49,6 +49,8 @@ class DreamState:
     text_mask: Tensor | None = None
     tokens: Tensor | None = None
     """(B, L, D): what the last frame made of all that is remembered, where the head recollects."""
+    places: Tensor | None = None
+    """(B, 1, 2 kinds): in the last frame, of things that the heads find in its sketch."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -215,6 +217,7 @@ def _assemble(tensors: Mapping[str, Tensor], layout: list[bool], path: str | Pat
         tensors.get("text"),
         tensors.get("text_mask"),
         tensors.get("tokens"),
+        tensors.get("places"),
     )
     foreign = sorted(set(tensors) - set(state.tensors()))
     if foreign:

@@ -124,11 +124,7 @@ class Tokenizer(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, T / r, C, h, w) to uint8 frames (B, T, H, W, 3)."""
-        B, T = latents.shape[:2]
-        pixels = self.decode_pixels(latents.flatten(0, 1))  # (N, 3r, H, W)
-        frames = (pixels * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
-        unpacked: Tensor = frames.unflatten(1, (self.config.temporal, 3)).permute(0, 1, 3, 4, 2)
-        return unpacked.reshape(B, T * self.config.temporal, *unpacked.shape[2:])
+        return self._frames(self.decode_pixels(latents.flatten(0, 1)), latents.shape[:2])
 
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Normalised latents (N, C, h, w) to colours (N, 3r, H, W), in 0..1 where right."""
@@ -141,7 +137,13 @@ class Tokenizer(nn.Module):
         Returns:
             (N, `sketch_channels`, 2h, 2w).
         """
-        return F.silu(self.decoder[: self._sketched](self._raw(latents)))
+        sketch: Tensor = self.decoder[: self._sketched](self._raw(latents))
+        return sketch
+
+    def finish(self, sketch: Tensor) -> Tensor:
+        """The frames (B, T, H, W, 3) of sketches (B, T / r, C', 2h, 2w), as `decode` makes them."""
+        pixels = self.decoder[self._sketched :](sketch.flatten(0, 1)) + 0.5
+        return self._frames(pixels, sketch.shape[:2])
 
     @torch.no_grad()
     def background_latent(self) -> Tensor:
@@ -217,6 +219,13 @@ class Tokenizer(nn.Module):
         packed = frames.flatten(0, 1).unflatten(0, (-1, self.config.temporal))
         colours: Tensor = packed.permute(0, 1, 4, 2, 3).flatten(1, 2).to(self.latent_mean)
         return colours / 255.0
+
+    def _frames(self, pixels: Tensor, shape: torch.Size) -> Tensor:
+        """Colours (N, 3r, H, W) of as many latent frames as (B, T / r) has, as decoded frames."""
+        r = self.config.temporal
+        frames = (pixels * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+        unpacked: Tensor = frames.unflatten(1, (r, 3)).permute(0, 1, 3, 4, 2)
+        return unpacked.reshape(shape[0], shape[1] * r, *unpacked.shape[2:])
 
     def _raw(self, latents: Tensor) -> Tensor:
         """Latents (N, C, h, w) as the decoder takes them."""

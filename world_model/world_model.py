@@ -256,7 +256,8 @@ class WorldModel(nn.Module):
             text, text_mask = self.tell(None, len(latents))
         if actions is not None:
             actions = together(actions, self.config.tokenizer.temporal)
-        return self._begin(latents, actions, seeds, text, text_mask)
+        state = self._begin(latents, actions, seeds, text, text_mask)
+        return dataclasses.replace(state, places=self._look(latents[:, -1:])[1])
 
     def tell(self, words: Tensor | None, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Features and mask of `count` texts, as `start` takes them; None for a world without text.
@@ -326,7 +327,8 @@ class WorldModel(nn.Module):
         if actions is None:
             actions = latents.new_zeros(shape)
         actions = actions.unflatten(1, (T // c.tokenizer.temporal, -1)).flatten(2, 3)
-        return self._remember(state, latents, actions, known=known)[0]
+        state = self._remember(state, latents, actions, known=known)[0]
+        return dataclasses.replace(state, places=self._look(latents[:, -1:])[1])
 
     @torch.no_grad()
     def step(
@@ -348,8 +350,16 @@ class WorldModel(nn.Module):
         heard = self._hear(state, actions)
         latents = self._dream(state, actions, heard, denoise_steps or self.config.denoise_steps)
         frames = torch.cat([state.previous[:, -1:], latents], dim=1)
+        before = state.places
+        if before is None:  # saved by a version that did not keep them
+            before = self._look(frames[:, :1])[1]
         state, tokens = self._commit(state, latents, actions, heard)
-        readout = self.heads(*self.transitions(frames, actions, tokens))
+        sketch, located = self._look(latents)
+        if located is not None and before is not None:
+            located = torch.cat([before, located], dim=1)
+            state = dataclasses.replace(state, places=located[:, -1:])
+            located = torch.stack([located[:, :-1], located[:, 1:]], dim=2)
+        readout = self.heads(frames[:, :-1], frames[:, 1:], actions, tokens, located)
         scale = torch.cat([self.heads.reward_scale[None], self.heads.state_scale])
         r = self.config.tokenizer.temporal
         prediction = Prediction(
@@ -360,37 +370,51 @@ class WorldModel(nn.Module):
             uncertainty=calibrated(
                 (readout.spread / scale).square().mean((1, 2)).sqrt(), self.heads.config.calibration
             ),
-            frames=self.tokenizer.decode(latents) if decode else None,
+            frames=self._picture(latents, sketch) if decode else None,
         )
         return state, prediction
+
+    def _look(self, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What heads that look at the decoder's sketch see of latent frames (B, T, C, h, w).
+
+        Returns:
+            The sketches (B, T, C', 2h, 2w), and the places (B, T, 2 kinds) of things in them.
+        """
+        sketched = self.heads.sketched
+        if sketched is None:
+            return None, None
+        sketch = self._sketch(latents)
+        return sketch, sketched.locate(sketch)
+
+    def _picture(self, latents: Tensor, sketch: Tensor | None) -> Tensor:
+        """Decoded frames; where the decoder has sketched them already, it goes on from there."""
+        if sketch is None:
+            return self.tokenizer.decode(latents)
+        assert isinstance(self.tokenizer, Tokenizer), "the config refuses others"
+        return self.tokenizer.finish(sketch)
 
     def transitions(
         self, frames: Tensor, actions: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """What the heads read.
+        """What the heads learn from.
 
         Args:
             frames: (B, T + 1, C, h, w) latent frames.
             actions: (B, T, A, D) what was done between them.
             tokens: (B, T, L, D) of the later ones.
         """
-        return frames[:, :-1], frames[:, 1:], actions, tokens, self._sketch(frames)
+        sketch = None if self.heads.sketched is None else self._sketch(frames)
+        if sketch is not None:
+            sketch = torch.stack([sketch[:, :-1], sketch[:, 1:]], dim=2)
+        return frames[:, :-1], frames[:, 1:], actions, tokens, sketch
 
     @torch.no_grad()
-    def _sketch(self, latents: Tensor) -> Tensor | None:
-        """What the heads see of the decoder for the transitions between latent frames.
-
-        Args:
-            latents: (B, T + 1, C, h, w).
-
-        Returns:
-            (B, T, 2, C', 2h, 2w) of the frames before and after; None for heads that do not look.
-        """
-        if self.heads.sketched is None:
-            return None
+    def _sketch(self, latents: Tensor) -> Tensor:
+        """The decoder's, of latent frames (B, T, C, h, w): (B, T, C', 2h, 2w)."""
         assert isinstance(self.tokenizer, Tokenizer), "the config refuses others"
-        sketch = self.tokenizer.sketch(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
-        return torch.stack([sketch[:, :-1], sketch[:, 1:]], dim=2)
+        sketch = self.tokenizer.sketch(latents.flatten(0, 1))
+        unpacked: Tensor = sketch.unflatten(0, latents.shape[:2])
+        return unpacked
 
     def _check_start(
         self, B: int, T: int, actions: Tensor | None, seeds: Tensor, text: Tensor | None

@@ -74,6 +74,33 @@ def test_a_step_gives_what_the_shapes_promise(world: WorldModel, frames: int) ->
     assert undecoded.frames is None
 
 
+@pytest.mark.parametrize("frames_per_chunk", [1, 2])
+def test_places_are_looked_for_once_and_the_picture_goes_on_from_there(
+    frames_per_chunk: int,
+) -> None:
+    """The slow way: both frames of every transition anew, and the picture from its latents."""
+    world = make_world(frames_per_chunk=frames_per_chunk)
+    sketched = world.heads.sketched
+    assert sketched is not None
+    clips = make_clips(2, 4, frames_per_chunk=frames_per_chunk)
+    state = start(world, clips, 2)
+    for chunk in random_chunks(2, 2):
+        before = state.previous[:, -1:]
+        forgetful = world.step(dataclasses.replace(state, places=None), chunk)[1]
+        state, prediction = world.step(state, chunk)
+        assert prediction.frames is not None
+        assert torch.equal(prediction.frames, world.tokenizer.decode(prediction.latents))
+        torch.testing.assert_close(prediction.state, forgetful.state)
+        sketch = world.transitions(
+            torch.cat([before, prediction.latents], dim=1), chunk, state.previous
+        )[-1]
+        assert state.places is not None
+        torch.testing.assert_close(state.places, sketched.locate(sketch)[:, -1:, 1])
+    true = {"frames": clips["frames"][:, 2:], "actions": clips["actions"][:, 1:]}
+    observed = world.observe(start(world, clips, 2), **true).places
+    torch.testing.assert_close(observed, start(world, clips, 4).places)
+
+
 @pytest.mark.parametrize("history", [2, 3, 4])
 def test_two_frames_per_chunk(pairs: WorldModel, history: int) -> None:
     clips = make_clips(2, 6, frames_per_chunk=2)
