@@ -55,14 +55,17 @@ class EvolveConfig:
     """Updates of each of those."""
     algo: Algorithm = "ppo"
     imitate: int = 0
-    """Updates in which the first round's policy learns from the episodes that were solved, before
-    it practises; as for `kairos imagine`."""
+    """Updates in which the policy learns in every round from all episodes that were solved so far,
+    before it practises; as for `kairos imagine`."""
     learning_rate: float = 1e-3
     """Of the policy. 3e-4 where it begins with what was imitated."""
     steps: int = 40_960
     """Dreamed steps that the policy practises in a round."""
     envs: int = 64
     """Dreams in one batch."""
+    guard: bool = True
+    """Practise at a slower pace, or no longer, where the dreamed return rises without the real
+    one."""
     horizon: int = 16
     """Dreamed steps after which an episode is cut off and its future estimated."""
     rollout: int = 512

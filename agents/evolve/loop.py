@@ -27,7 +27,7 @@ from kairos_env.agents.evolve.config import EvolveConfig
 from kairos_env.agents.imagine.algorithms import round_seed
 from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
 from kairos_env.agents.imagine.report import Live
-from kairos_env.agents.imagine.run import BEST, LEARNER, POLICY
+from kairos_env.agents.imagine.run import BEST, HANDED_ON, POLICY, read_log
 from kairos_env.agents.imagine.study import RESULTS, folder_of, imagine
 from kairos_env.agents.imagine.transitions import read_transitions
 from kairos_env.agents.policies import PolicySpec, load_checkpoint
@@ -44,6 +44,8 @@ CONFIG, EVOLVE = "config.json", "evolve.json"
 Json = dict[str, Any]
 # Of the seeds that are drawn beside those of the rounds.
 HELD_OUT, DEPLOYED = 1_000_000, 1_000_001
+# Episodes of a round's own policy.
+DEPLOYED_DATA = "deployed"
 # Every episode of a dataset is held out; a share of 1 is not a split.
 ALL = 1 - 1e-12
 
@@ -87,8 +89,8 @@ class Round:
 
     @property
     def imitates(self) -> int:
-        """Updates in which its policy imitates: only the first one has not practised before."""
-        return 0 if self.before else self.config.imitate
+        """Updates in which its policy imitates."""
+        return self.turns * self.config.imitate
 
     @property
     def collectors(self) -> tuple[PolicySpec, ...]:
@@ -121,7 +123,19 @@ def evolve(config: EvolveConfig) -> Json:
     if config.control:
         results["control"] = play_control(rounds)
         write_json(config.out / EVOLVE, results)
+    compare_on_last(rounds, results)
+    write_json(config.out / EVOLVE, results)
     return results
+
+
+def compare_on_last(rounds: tuple[Round, ...], results: Json) -> None:
+    """How true each world is where the last policy goes: the same episodes for all of them."""
+    last = rounds[-1].folder / DEPLOYED_DATA
+    told = [*zip(rounds, results["rounds"], strict=True)]
+    if results["control"]:
+        told.append((control_of(rounds), results["control"]))
+    for turn, told_of in told:
+        told_of["fidelity"]["last"] = fidelity(turn, last, picture="last")
 
 
 def play_control(rounds: tuple[Round, ...]) -> Json:
@@ -129,11 +143,15 @@ def play_control(rounds: tuple[Round, ...]) -> Json:
 
     Its first episodes are those of the first round.
     """
-    first = rounds[0]
-    turns = len(rounds)
-    control = dataclasses.replace(first, name=f"control-{turns}", turns=turns)
+    control = control_of(rounds)
     collect_steps(control, sum(real_steps(turn.data) for turn in rounds))
     return learned(control)
+
+
+def control_of(rounds: tuple[Round, ...]) -> Round:
+    """The control of so many rounds."""
+    turns = len(rounds)
+    return dataclasses.replace(rounds[0], name=f"control-{turns}", turns=turns)
 
 
 def learned(turn: Round) -> Json:
@@ -229,6 +247,7 @@ def study_of(turn: Round) -> StudyConfig:
         algo=config.algo,
         imitate=turn.imitates,
         learning_rate=config.learning_rate,
+        guard=config.guard,
         steps=config.steps * turn.turns,
         envs=config.envs,
         horizon=config.horizon,
@@ -247,14 +266,14 @@ def study_of(turn: Round) -> StudyConfig:
 def hand_on(old: StudyConfig, new: StudyConfig) -> None:
     """Begin a policy's run with the policy that the one before kept.
 
-    It counts as having practised once, for no steps: so it is examined before it practises on, and
-    is kept if that makes it no better.
+    It counts as having practised once, for no steps: so it is examined before it imitates and
+    practises on, and is kept if that makes it no better.
     """
     source, target = (folder_of(study, "dream", study.run.seed) for study in (old, new))
-    if (target / LEARNER).exists():
+    if (target / HANDED_ON).exists():
         return
     kept = torch.load(source / BEST, map_location="cpu", weights_only=True)
-    with replacing(target / LEARNER) as file:
+    with replacing(target / HANDED_ON) as file:
         torch.save({**kept, "rounds": 1, "steps": 0}, file)
 
 
@@ -264,7 +283,7 @@ def evaluate(turn: Round) -> Json:
     run = policy["runs"]["dream"][0]
     record(
         config,
-        turn.folder / "deployed",
+        turn.folder / DEPLOYED_DATA,
         (PolicySpec(name=str(turn.policy / POLICY)),),
         config.fidelity_episodes,
         round_seed(turn.seed, DEPLOYED),
@@ -289,6 +308,7 @@ def evaluate(turn: Round) -> Json:
             "dreamed_steps": run["steps"],
             "kept_step": run["kept_step"],
             "stopped": run["stopped"],
+            "examined": examinations(turn),
         },
         "real_steps": {
             "data": sum(real_steps(path) for path in turn.all_data),
@@ -298,9 +318,17 @@ def evaluate(turn: Round) -> Json:
         "random": policy["random"],
         "fidelity": {
             "held-out": fidelity(turn, config.out / "held-out"),
-            "deployed": fidelity(turn, turn.folder / "deployed"),
+            "deployed": fidelity(turn, turn.folder / DEPLOYED_DATA),
         },
     }
+
+
+def examinations(turn: Round) -> list[Json]:
+    """What the policy was worth after each round of practice, in reality and as it was dreamed."""
+    study = study_of(turn)
+    log = read_log(folder_of(study, "dream", study.run.seed))
+    names = ("steps", "real", "dreamed", "success")
+    return [{name: entry.to_json()[name] for name in names} for entry in log]
 
 
 def described_data(turn: Round) -> Json:
@@ -336,10 +364,10 @@ def longest(turn: Round) -> int:
     return int(turn.config.episode_steps * per_step + 1) * spec.actions_per_frame
 
 
-def fidelity(turn: Round, data: Path) -> dict[str, float]:
+def fidelity(turn: Round, data: Path, picture: str | None = None) -> dict[str, float]:
     """PSNR of frames dreamed from the first of recorded episodes, beside repeating the last one."""
     config = TrainConfig(data=(data,), out=turn.world, validation_share=ALL)
     world = load_world(turn.world, device=turn.config.device).model
-    picture = turn.folder / f"{data.name}.png"
+    path = turn.folder / f"{picture or data.name}.png"
     with torch.no_grad():
-        return dream(world, TrainingData(config), config.stages[0], picture)
+        return dream(world, TrainingData(config), config.stages[0], path)

@@ -82,8 +82,8 @@ class Learner:
         self.rounds += 1
 
     def count_as_practised(self) -> None:
-        """It knows something already: a round of no steps, to be examined before the next."""
-        self.rounds = 1
+        """It has learned otherwise: a round of no steps, to be examined before the next."""
+        self.rounds += 1
 
     def predict(self, observation: NDArray[Any]) -> NDArray[Any]:
         """What it does without exploring."""

@@ -28,6 +28,8 @@ from kairos_env.agents.runs import keep_config
 
 CONFIG, LOG, RESULT = "run.json", "log.jsonl", "result.json"
 LEARNER, BEST, POLICY = "learner.pt", "best.pt", "policy.zip"
+# What another run has kept, to begin with: as `Learner.save` wrote it, after one round.
+HANDED_ON = "handed-on.pt"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +86,8 @@ class Practice:
     learner: Callable[[], Learner]
     """Made when there is something left to practise."""
     begin: Callable[[Learner], None] = lambda learner: None
-    """Teaches a new learner what it should know before it practises."""
+    """Teaches a learner what it should know before it practises; one that was handed on is
+    examined first."""
     judge: Judge
     dreams: bool = True
     """Whether examinations are dreamed too."""
@@ -112,8 +115,11 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
             return result
     learner = practice.learner()
     try:
+        handed_on = (folder / HANDED_ON).exists()
         if (folder / LEARNER).exists():
             learner.load(folder / LEARNER)
+        elif handed_on:
+            learner.load(folder / HANDED_ON)
         else:
             practice.begin(learner)
         act = actor(learner.predict, examiner.chunk, hold=config.hold)
@@ -124,8 +130,11 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
             if learner.rounds == len(entries):
                 if verdict.back:
                     learner.go_back(folder / BEST)
-                learner.learn_at(verdict.pace)
-                learner.practise(config.round_steps)
+                if handed_on and learner.rounds == 1:
+                    practice.begin(learner)
+                if learner.rounds == len(entries):
+                    learner.learn_at(verdict.pace)
+                    learner.practise(config.round_steps)
                 learner.save(folder / LEARNER)
             entries.append(examine(practice, examiner, act, learner, entries, began))
             verdict = practice.judge(entries)

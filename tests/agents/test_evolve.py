@@ -83,6 +83,10 @@ def test_each_round_says_what_it_was_made_of(finished):
         assert row["real"]["episodes"] == 2
         assert {"psnr@1", "copy@1"} <= row["fidelity"]["held-out"].keys()
         assert {"psnr@1", "copy@1"} <= row["fidelity"]["deployed"].keys()
+    assert second["fidelity"]["last"] == second["fidelity"]["deployed"]
+    assert first["fidelity"]["last"]["copy@1"] == second["fidelity"]["last"]["copy@1"]
+    assert first["fidelity"]["last"] != second["fidelity"]["last"]
+    assert {"psnr@1", "copy@1"} <= results["control"]["fidelity"]["last"].keys()
 
 
 def test_the_control_has_as_many_real_steps_and_updates_and_no_feedback(finished):
@@ -124,6 +128,36 @@ def test_it_begins_with_a_world_and_episodes_that_are_there(finished, tmp_path):
     assert first["real_steps"]["data"] == own + loop.real_steps(data)
     [log] = (config.out / "round-0/policy/dream").iterdir()
     assert runs.read_log(log)[0].reading.steps == 0  # the clone
+
+
+def test_every_round_imitates_what_was_solved_so_far(tmp_path, monkeypatch):
+    """After what it was handed has been examined; a kill on the way changes nothing."""
+    data = make_data(tmp_path)
+
+    def config(name: str) -> EvolveConfig:
+        return config_for(tmp_path / name, data=(data,), imitate=5, guard=False)
+
+    through, killed = config("through"), config("killed")
+    results = loop.evolve(through)
+    steps = [[exam["steps"] for exam in row["policy"]["examined"]] for row in results["rounds"]]
+    # The clone, then practice; what was handed on, what it imitated then, then practice.
+    assert steps == [[0, 6, 12], [0, 0, 6, 12]]
+    handed_on, clone, *_ = results["rounds"][1]["policy"]["examined"]
+    assert handed_on["real"] == max(
+        exam["real"] for exam in results["rounds"][0]["policy"]["examined"]
+    )
+    assert clone["dreamed"] != handed_on["dreamed"]
+    assert loop.control_of(tuple(rounds_of(through))).imitates == 10
+    for call in (5, 1):  # the second round's clone is examined; then its first round of practice
+        with monkeypatch.context() as patched:
+            killed_at(patched, runs, "write_log", call)
+            with pytest.raises(KilledError):
+                loop.evolve(killed)
+    assert loop.evolve(killed)["rounds"] == results["rounds"]
+
+
+def rounds_of(config: EvolveConfig) -> list[loop.Round]:
+    return [loop.Round(config=config, name=f"round-{n}", seed=n) for n in range(config.rounds)]
 
 
 def test_nothing_is_trained_where_nothing_can_be_imitated(tmp_path):
