@@ -385,6 +385,8 @@ def _provenance(recipe: Recipe, env: "RealEnv", layout: Layout) -> dict[str, Any
 
 def _describe_policy(spec: PolicySpec) -> dict[str, Any]:
     described = {"name": spec.name, "weight": spec.weight, "noise": spec.noise}
+    if spec.speed != 1:
+        described["speed"] = spec.speed
     if Path(
         spec.name
     ).is_file():  # a checkpoint may be overwritten: the name alone does not say who acted

@@ -71,6 +71,8 @@ class PolicySpec:
     """Its share of the episodes, relative to the other policies."""
     noise: float = 0.0
     """Share of the time in which smooth noise acts instead, in bursts."""
+    speed: float = 1.0
+    """What a scripted policy's actions are multiplied by: who comes slowly sees other things."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -81,22 +83,26 @@ class PolicySpec:
             raise ValueError(
                 f"the noise of policy {self.name!r} must be in [0, 1], got {self.noise}"
             )
+        if not 0 < self.speed <= 1:
+            raise ValueError(
+                f"the speed of policy {self.name!r} must be in (0, 1], got {self.speed}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "PolicySpec":
-        """Read `NAME[@NOISE][:WEIGHT]`: `expert`, `expert@0.3:0.25`, `runs/ppo.zip:2`."""
+        """Read `NAME[~SPEED][@NOISE][:WEIGHT]`: `expert~0.2`, `expert@0.3:0.25`, `runs/ppo.zip`."""
         name, weight = _split_number(text, ":")
         name, noise = _split_number(name, "@")
-        return cls(
-            name=name,
-            weight=1.0 if weight is None else weight,
-            noise=0.0 if noise is None else noise,
-        )
+        name, speed = _split_number(name, "~")
+        given = {"weight": weight, "noise": noise, "speed": speed}
+        return cls(name=name, **{key: value for key, value in given.items() if value is not None})
 
     @property
     def label(self) -> str:
         """The policy without its weight, as it is recorded with every episode."""
-        return f"{self.name}@{self.noise:g}" if self.noise else self.name
+        slowly = f"~{self.speed:g}" if self.speed != 1 else ""
+        astray = f"@{self.noise:g}" if self.noise else ""
+        return self.name + slowly + astray
 
 
 def choose_policy(specs: Sequence[PolicySpec], episode: int, *, seed: int) -> PolicySpec:
@@ -119,6 +125,13 @@ def make_policy(spec: PolicySpec, env: Env[Frame, Chunk]) -> Policy:
         ValueError: There is no such policy, or none for this environment.
     """
     policy = _make_plain(spec.name, env)
+    if spec.speed != 1:
+        if not (isinstance(policy, FollowedPolicy) and isinstance(env.action_space, spaces.Box)):
+            raise ValueError(
+                f"{spec.label}: only scripted policies with actions that are numbers can be made "
+                f"slower, not {spec.name} in {env.action_space}"
+            )
+        policy.speed = spec.speed
     return DetourPolicy(policy, spec.noise) if spec.noise else policy
 
 
@@ -185,6 +198,8 @@ class FollowedPolicy:
     """Somebody scripted, who looks at the simulator after every low-level action."""
 
     _expert: "Expert"
+    speed: float = 1.0
+    """What its actions are multiplied by."""
 
     def __init__(self, env: Env[Frame, Chunk]) -> None:
         from kairos_env.real import RealEnv
@@ -201,8 +216,12 @@ class FollowedPolicy:
     def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """K actions, each an answer to the state that the ones before led to."""
         del env, frame
-        after, reward, terminated, truncated, info = self._env.follow(self._expert, self._generator)
+        after, reward, terminated, truncated, info = self._env.follow(self._act, self._generator)
         return Step(info["actions"], after, reward, terminated, truncated, info)
+
+    def _act(self, env: Env[Any, Any], generator: np.random.Generator) -> Any:
+        action = self._expert(env, generator)
+        return action if self.speed == 1 else self.speed * action
 
 
 class ExpertPolicy(FollowedPolicy):

@@ -83,7 +83,7 @@ def _collect(part: Mapping[str, Any], out: str) -> list[str]:
             f"in this world's data {', '.join(files)} acted, a checkpoint that is not part of it"
         )
     command = ["kairos", "collect", environment["id"], "--episodes", str(part["episodes"])]
-    command += ["--policy", *(f"{p['name']}@{p['noise']}:{p['weight']}" for p in policies)]
+    command += ["--policy", *map(_spelled, policies)]
     command += ["--seed", str(part["seed"])]
     for name in ("chunk", "frames_per_chunk", "frame_size", "horizon"):
         if environment.get(name) is not None:
@@ -91,6 +91,12 @@ def _collect(part: Mapping[str, Any], out: str) -> list[str]:
     if environment.get("kwargs"):
         command += ["--env-kwargs", json.dumps(environment["kwargs"])]
     return [*command, "--out", out]
+
+
+def _spelled(policy: Mapping[str, Any]) -> str:
+    """A recorded policy as `kairos collect` takes it."""
+    slowly = f"~{policy['speed']}" if "speed" in policy else ""
+    return f"{policy['name']}{slowly}@{policy['noise']}:{policy['weight']}"
 
 
 def _train(run: Run, data: Sequence[str], start: str | None, out: str) -> list[str]:

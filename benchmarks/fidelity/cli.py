@@ -158,7 +158,7 @@ def _dataset(world: "World", arguments: Arguments, tell: Tell) -> "Dataset":
     # a checkpoint of another machine cannot act here
     keys = {field.name for field in dataclasses.fields(PolicySpec)}
     kinds = ("random", "smooth", "expert")
-    specs = [PolicySpec(**{k: p[k] for k in keys}) for p in told if p["name"] in kinds]
+    specs = [PolicySpec(**{k: p[k] for k in keys & p.keys()}) for p in told if p["name"] in kinds]
     if not specs:
         env = real_twin(e, horizon=e.horizon)
         specs = list(policy_specs((), env))

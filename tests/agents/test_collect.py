@@ -316,20 +316,22 @@ def test_shares_of_a_mixture_hold_at_every_length():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("expert", ("expert", 1.0, 0.0)),
-        ("expert@0.3:0.25", ("expert", 0.25, 0.3)),
-        ("smooth:2", ("smooth", 2.0, 0.0)),
-        ("runs/ppo:v2.zip", ("runs/ppo:v2.zip", 1.0, 0.0)),
-        ("C:\\ppo.zip:3", ("C:\\ppo.zip", 3.0, 0.0)),
+        ("expert", ("expert", 1.0, 0.0, 1.0)),
+        ("expert@0.3:0.25", ("expert", 0.25, 0.3, 1.0)),
+        ("expert~0.2", ("expert", 1.0, 0.0, 0.2)),
+        ("visitor~0.5@0.3:2", ("visitor", 2.0, 0.3, 0.5)),
+        ("smooth:2", ("smooth", 2.0, 0.0, 1.0)),
+        ("runs/ppo:v2.zip", ("runs/ppo:v2.zip", 1.0, 0.0, 1.0)),
+        ("C:\\ppo.zip:3", ("C:\\ppo.zip", 3.0, 0.0, 1.0)),
     ],
 )
 def test_policies_are_spelt_as_text(text, expected):
     spec = PolicySpec.parse(text)
-    assert (spec.name, spec.weight, spec.noise) == expected
+    assert (spec.name, spec.weight, spec.noise, spec.speed) == expected
 
 
-@pytest.mark.parametrize("text", ["a:0", "a:-1", "a@1.5", "a:nan"])
-def test_impossible_weights_and_noise_are_refused(text):
+@pytest.mark.parametrize("text", ["a:0", "a:-1", "a@1.5", "a:nan", "a~0", "a~1.5"])
+def test_impossible_weights_noise_and_speeds_are_refused(text):
     with pytest.raises(ValueError, match="of policy 'a' must be"):
         PolicySpec.parse(text)
 
@@ -448,6 +450,22 @@ def test_experts_solve_our_scene_through_chunks():
     assert all(episode.success for episode in episodes)
     # Closed loop: the four actions of a chunk are not one action held.
     assert all(np.ptp(episode.actions, axis=1).max() > 0.05 for episode in episodes)
+
+
+def test_a_slower_expert_arrives_later_and_slower(tmp_path):
+    arrived = {}
+    for spelt in ("expert", "expert~0.3"):
+        out = tmp_path / spelt
+        collect("KairosReach-v0", episodes=2, out=out, policies=[spelt], workers=1, horizon=60)
+        episodes = [open_dataset(out).episode(index) for index in range(2)]
+        assert all(episode.success for episode in episodes)
+        arrived[spelt] = np.array([len(episode) for episode in episodes])
+        assert open_dataset(out).table(0).policy == spelt
+        fastest = max(np.abs(episode.actions).max() for episode in episodes)
+        assert fastest <= (0.3 if "~" in spelt else 1.0) + 1e-6
+    assert (arrived["expert~0.3"] > 1.5 * arrived["expert"]).all()
+    with pytest.raises(ValueError, match="only scripted policies"):
+        collect(ENV, episodes=2, out=tmp_path / "no", policies=["smooth~0.3"])
 
 
 def shares_near(policy: str, things: tuple[str, str], pixels: float, episodes: int = 6) -> float:
