@@ -55,8 +55,8 @@ class EvolveConfig:
     """Updates of each of those."""
     algo: Algorithm = "ppo"
     imitate: int = 0
-    """Updates in which the policy learns in every round from all episodes that were solved so far,
-    before it practises; as for `kairos imagine`."""
+    """Updates in which a new policy learns in every round from all episodes that were solved so
+    far, before it practises; as for `kairos imagine`."""
     learning_rate: float = 1e-3
     """Of the policy. 3e-4 where it begins with what was imitated."""
     steps: int = 40_960

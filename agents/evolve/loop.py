@@ -88,11 +88,6 @@ class Round:
         return (*self.config.data, *(turn.data for turn in (*self.before, self)))
 
     @property
-    def imitates(self) -> int:
-        """Updates in which its policy imitates."""
-        return self.turns * self.config.imitate
-
-    @property
     def collectors(self) -> tuple[PolicySpec, ...]:
         """Who acts: the policy of the round before, or those that the first round begins with."""
         if not self.before:
@@ -158,7 +153,7 @@ def learned(turn: Round) -> Json:
     """World, policy and evaluation of a round whose data are there."""
     path = turn.folder / "evaluation.json"
     if not path.exists():
-        if turn.imitates:  # refuses where nothing was solved, before a world is trained
+        if turn.config.imitate:  # refuses where nothing was solved, before a world is trained
             read_transitions(open_dataset(turn.all_data), solved=True)
         train_world(turn)
         improve_policy(turn)
@@ -245,7 +240,7 @@ def study_of(turn: Round) -> StudyConfig:
     run = ImagineConfig(
         world=str(turn.world),
         algo=config.algo,
-        imitate=turn.imitates,
+        imitate=config.imitate,
         learning_rate=config.learning_rate,
         guard=config.guard,
         steps=config.steps * turn.turns,

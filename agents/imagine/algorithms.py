@@ -5,6 +5,7 @@ and random numbers begin anew with it. So a run that goes on from its last round
 never stopped.
 """
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Learner:
         self.model: PPO | SAC = (
             make_ppo(config, env, batches) if config.algo == "ppo" else make_sac(config, env)
         )
+        self._new = copy.deepcopy(self.model.get_parameters())
 
     def learn_at(self, pace: float) -> None:
         """Practise from now on with this share of the learning rate."""
@@ -80,6 +82,10 @@ class Learner:
         self.model.learn(steps, reset_num_timesteps=True)
         self.steps += self.model.num_timesteps
         self.rounds += 1
+
+    def forget(self) -> None:
+        """Know nothing again, and go on counting."""
+        self.model.set_parameters(copy.deepcopy(self._new), device=self.config.device)
 
     def count_as_practised(self) -> None:
         """It has learned otherwise: a round of no steps, to be examined before the next."""

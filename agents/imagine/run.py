@@ -86,8 +86,8 @@ class Practice:
     learner: Callable[[], Learner]
     """Made when there is something left to practise."""
     begin: Callable[[Learner], None] = lambda learner: None
-    """Teaches a learner what it should know before it practises; one that was handed on is
-    examined first."""
+    """Teaches a new learner what it should know before it practises. One that was handed on is
+    examined first, and then begins anew where the run imitates."""
     judge: Judge
     dreams: bool = True
     """Whether examinations are dreamed too."""
@@ -130,7 +130,8 @@ def learn(practice: Practice, examiner: Examiner, folder: Path, tell: Tell) -> d
             if learner.rounds == len(entries):
                 if verdict.back:
                     learner.go_back(folder / BEST)
-                if handed_on and learner.rounds == 1:
+                if handed_on and learner.rounds == 1 and config.imitate:
+                    learner.forget()  # what it knew well it would hold on to
                     practice.begin(learner)
                 if learner.rounds == len(entries):
                     learner.learn_at(verdict.pace)
