@@ -67,7 +67,7 @@ class Learner:
         self.model: PPO | SAC = (
             make_ppo(config, env, batches) if config.algo == "ppo" else make_sac(config, env)
         )
-        self._new = copy.deepcopy(self.model.get_parameters())
+        self._new: Any = copy.deepcopy(self.model.get_parameters())
 
     def learn_at(self, pace: float) -> None:
         """Practise from now on with this share of the learning rate."""
