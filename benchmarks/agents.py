@@ -1,7 +1,7 @@
-"""`kairos bench agents RUN`: keep a study of `kairos imagine` among the results.
+"""`kairos bench agents RUN`: keep a run of `kairos imagine` or `kairos evolve` among the results.
 
-The study trains and measures; this writes down what it found, with machine, commit and command, as
-`agents-WORLD.json`, curves included.
+The run trains and measures; this writes down what it found, with machine, commit and command, as
+`agents-WORLD.json`, curves included, or as `evolve-ENVIRONMENT.json`.
 """
 
 import dataclasses
@@ -22,26 +22,27 @@ CURVE = ("steps", "seconds", "dreamed", "real", "success", "uncertainty")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentsCommand:
-    """Keep a study of `kairos imagine` among the results."""
+    """Keep a run of `kairos imagine` or `kairos evolve` among the results."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The study's folder."""
+    """The run's folder."""
     name: str | None = None
-    """What it is called; the world's name when not given."""
+    """What it is called; the name of the world or the environment when not given."""
 
 
 def document(run: Path) -> dict[str, Any]:
-    """A study's results, with the curves of its runs."""
-    results = read_json(run / "results.json")
-    if not isinstance(results, dict) or "methods" not in results:
-        raise ValueError(f"{run}/results.json holds no study of 'kairos imagine'")
+    """What a run found, with the curves of its policies."""
+    evolved = (run / "evolve.json").is_file()
+    results = read_json(run / ("evolve.json" if evolved else "results.json"))
+    if not isinstance(results, dict) or ("rounds" if evolved else "methods") not in results:
+        raise ValueError(f"{run} holds no finished run of 'kairos imagine' or 'kairos evolve'")
     return {
-        "name": "agents",
+        "name": "evolve" if evolved else "agents",
         "commit": commit(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine() | {"threads": results["threads"]},
         **results,
-        "curves": curves(run),
+        **({} if evolved else {"curves": curves(run)}),
     }
 
 
@@ -68,8 +69,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def keep(command: AgentsCommand) -> None:
-    """Write a study down."""
+    """Write a run down."""
     content = document(command.run)
-    path = results_folder() / f"agents-{command.name or content['world']}.json"
+    called = content["world"] if content["name"] == "agents" else content["config"]["env"]
+    called = command.name or called.replace("/", "-").lower()
+    path = results_folder() / f"{content['name']}-{called}.json"
     write_json(path, content)
     sys.stdout.write(f"wrote {path}\n")

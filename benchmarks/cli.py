@@ -36,7 +36,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     ),
     "agents": (
         "kairos_env.benchmarks.agents:main",
-        "keep a study of 'kairos imagine' among the results",
+        "keep a run of 'kairos imagine' or 'kairos evolve' among the results",
     ),
     "serve": (
         "kairos_env.benchmarks.serve:main",

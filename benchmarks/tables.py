@@ -186,6 +186,37 @@ def agents_table(root: Path) -> str:
     return text.removesuffix("\n")
 
 
+def evolve_table(root: Path) -> str:
+    """Rounds of self-evolution, and the control without the loop."""
+    text = ""
+    for result in results("evolve", root):
+        rows = [evolve_row(row) for row in (*result["rounds"], *filter(None, [result["control"]]))]
+        zero = result["rounds"][0]["random"]
+        rows.insert(0, ["random", f"{zero['return']:.2f}", percent(zero["success"]), *[""] * 5])
+        head = ("", "real return", "solved", "in examinations", "dreamed", "real actions")
+        fidelity = ("held-out", "last policy's")
+        text += f"{result['config']['env']}:\n\n"
+        text += markdown((*head, *fidelity), rows) + origin(result) + "\n"
+    return text.removesuffix("\n")
+
+
+def evolve_row(row: Results) -> list[str]:
+    """A round: what its policy is worth, what it was on the way, how true the world is."""
+    examined, real = row["policy"]["examined"], row["real"]
+    error = "" if real.get("error") is None else f" ± {real['error']:.2f}"
+    found = [row["fidelity"][name].get("psnr@10") for name in ("held-out", "last")]
+    psnr = ["-" if value is None else f"{value:.1f}" for value in found]  # no episode is so long
+    return [
+        row["name"],
+        f"{real['return']:.2f}{error}",
+        percent(real["success"]),
+        ", ".join(f"{exam['real']:.1f}" for exam in examined),
+        ", ".join(f"{exam['dreamed']:.1f}" for exam in examined),
+        f"{sum(row['real_steps'].values()):,}",
+        *psnr,
+    ]
+
+
 def agents_remarks(result: Results) -> str:
     """What stands below the table of a study: the gap, the price of reality, the guard's words."""
     remarks = guard_remarks(result)
@@ -716,6 +747,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "endurance": endurance_table,
     "dial": dial_table,
     "agents": agents_table,
+    "evolve": evolve_table,
     "memory": memory_table,
     "pixel_memory": pixel_memory_table,
     "contraction": contraction_table,

@@ -105,6 +105,7 @@ def evolve(config: EvolveConfig) -> Json:
     results: Json = {
         "command": " ".join(["kairos", *sys.argv[1:]]),
         "config": config.as_json(),
+        "threads": config.threads,
         "rounds": [],
         "control": None,
     }

@@ -199,11 +199,14 @@ def finish(
 
 
 def tested(result: RealResult) -> dict[str, Any]:
-    """A test as JSON values."""
+    """A test as JSON values; the error is the standard error of the mean return."""
+    returns = result.returns
+    error = returns.std(ddof=1) / math.sqrt(len(returns)) if len(returns) > 1 else None
     return {
-        "return": float(result.returns.mean()),
+        "return": float(returns.mean()),
+        "error": None if error is None else float(error),
         "success": result.success,
-        "episodes": len(result.returns),
+        "episodes": len(returns),
     }
 
 

@@ -11,12 +11,15 @@ from ball_world import make_data
 pytest.importorskip("stable_baselines3")
 
 from kairos_env.agents.collect import Recorder
+from kairos_env.agents.data.files import write_json
 from kairos_env.agents.evolve import loop
 from kairos_env.agents.evolve.cli import main
 from kairos_env.agents.evolve.config import EvolveConfig
 from kairos_env.agents.imagine import run as runs
 from kairos_env.agents.training import loop as training
 from kairos_env.agents.training import validation
+from kairos_env.benchmarks.agents import document
+from kairos_env.benchmarks.tables import TABLES
 
 
 class KilledError(BaseException):
@@ -101,6 +104,24 @@ def test_the_control_has_as_many_real_steps_and_updates_and_no_feedback(finished
         {"stage": "dynamics", "updates": 4},
     ]
     assert control["policy"]["budget"] == sum(row["policy"]["budget"] for row in results["rounds"])
+
+
+def test_a_run_is_kept_among_the_results_and_told_in_a_table(finished, tmp_path):
+    content = document(finished)
+    assert content["name"] == "evolve"
+    assert content["commit"]
+    assert content["machine"]["threads"] == 1
+    write_json(tmp_path / "benchmarks/results/evolve-ball.json", content)
+    told = TABLES["evolve"](tmp_path).splitlines()
+    rows = [line.split(" | ") for line in told if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows] == [
+        "", "---", "random", "round-0", "round-1", "control-2",
+    ]  # fmt: skip
+    real = content["rounds"][1]["real"]
+    assert rows[4][1] == f"{real['return']:.2f} ± {real['error']:.2f}"
+    write_json(tmp_path / "results.json", {})
+    with pytest.raises(ValueError, match="no finished run"):
+        document(tmp_path)
 
 
 def test_a_policy_is_examined_before_it_practises_on(finished):
