@@ -27,7 +27,7 @@ from kairos_env.agents.evolve.config import EvolveConfig
 from kairos_env.agents.imagine.algorithms import round_seed
 from kairos_env.agents.imagine.config import ImagineConfig, StudyConfig
 from kairos_env.agents.imagine.report import Live
-from kairos_env.agents.imagine.run import BEST, HANDED_ON, POLICY, read_log
+from kairos_env.agents.imagine.run import BEST, HANDED_ON, POLICY, Entry, read_log
 from kairos_env.agents.imagine.study import RESULTS, folder_of, imagine
 from kairos_env.agents.imagine.transitions import read_transitions
 from kairos_env.agents.policies import PolicySpec, load_checkpoint
@@ -324,7 +324,7 @@ def examinations(turn: Round) -> list[Json]:
     study = study_of(turn)
     log = read_log(folder_of(study, "dream", study.run.seed))
     names = ("steps", "real", "dreamed", "success")
-    return [{name: entry.to_json()[name] for name in names} for entry in log]
+    return [{name: line[name] for name in names} for line in map(Entry.to_json, log)]
 
 
 def described_data(turn: Round) -> Json:
