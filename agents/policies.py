@@ -8,6 +8,7 @@ Legend: K low-level actions per env step, D numbers per action.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from gymnasium import Env, spaces
 from numpy.typing import NDArray
 
+from kairos_env.real.experts import Look
 from kairos_env.spaces import action_size, decode_actions
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class PolicySpec:
     """Share of the time in which smooth noise acts instead, in bursts."""
     speed: float = 1.0
     """What a scripted policy's actions are multiplied by: who comes slowly sees other things."""
+    late: float = 0
+    """Env steps ago, a whole number, that a scripted expert looks at: it overshoots, turns back."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -87,22 +91,28 @@ class PolicySpec:
             raise ValueError(
                 f"the speed of policy {self.name!r} must be in (0, 1], got {self.speed}"
             )
+        if not (float(self.late).is_integer() and self.late >= 0):
+            raise ValueError(
+                f"policy {self.name!r} is late by whole env steps, got {self.late}; give 0, 1, ..."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "PolicySpec":
-        """Read `NAME[~SPEED][@NOISE][:WEIGHT]`: `expert~0.2`, `expert@0.3:0.25`, `runs/ppo.zip`."""
+        """Read `NAME[+LATE][~SPEED][@NOISE][:WEIGHT]`: `expert+2`, `expert@0.3:0.25`, `ppo.zip`."""
         name, weight = _split_number(text, ":")
         name, noise = _split_number(name, "@")
         name, speed = _split_number(name, "~")
-        given = {"weight": weight, "noise": noise, "speed": speed}
+        name, late = _split_number(name, "+")
+        given = {"weight": weight, "noise": noise, "speed": speed, "late": late}
         return cls(name=name, **{key: value for key, value in given.items() if value is not None})
 
     @property
     def label(self) -> str:
         """The policy without its weight, as it is recorded with every episode."""
+        late = f"+{self.late:g}" if self.late else ""
         slowly = f"~{self.speed:g}" if self.speed != 1 else ""
         astray = f"@{self.noise:g}" if self.noise else ""
-        return self.name + slowly + astray
+        return self.name + late + slowly + astray
 
 
 def choose_policy(specs: Sequence[PolicySpec], episode: int, *, seed: int) -> PolicySpec:
@@ -132,6 +142,12 @@ def make_policy(spec: PolicySpec, env: Env[Frame, Chunk]) -> Policy:
                 f"slower, not {spec.name} in {env.action_space}"
             )
         policy.speed = spec.speed
+    if spec.late:
+        if not isinstance(policy, ExpertPolicy):
+            raise ValueError(
+                f"{spec.label}: only a scripted expert can act on what it saw, not {spec.name}"
+            )
+        policy.late = int(spec.late)
     return DetourPolicy(policy, spec.noise) if spec.noise else policy
 
 
@@ -200,6 +216,8 @@ class FollowedPolicy:
     _expert: "Expert"
     speed: float = 1.0
     """What its actions are multiplied by."""
+    late: int = 0
+    """Env steps ago that it looks at; it then looks once a step and holds its action."""
 
     def __init__(self, env: Env[Frame, Chunk]) -> None:
         from kairos_env.real import RealEnv
@@ -212,15 +230,19 @@ class FollowedPolicy:
         """Take the episode's randomness."""
         del env
         self._generator = generator
+        self._seen: deque[Chunk] = deque(maxlen=1 + self.late)
 
     def step(self, env: Env[Frame, Chunk], frame: Frame) -> Step:
         """K actions, each an answer to the state that the ones before led to."""
         del env, frame
+        if self.late:
+            self._seen.append(self._env.state)
         after, reward, terminated, truncated, info = self._env.follow(self._act, self._generator)
         return Step(info["actions"], after, reward, terminated, truncated, info)
 
     def _act(self, env: Env[Any, Any], generator: np.random.Generator) -> Any:
-        action = self._expert(env, generator)
+        looked_at: Any = Look(self._seen[0]) if self.late else env
+        action = self._expert(looked_at, generator)
         return action if self.speed == 1 else self.speed * action
 
 

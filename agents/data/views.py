@@ -192,6 +192,11 @@ class JoinedDataset(Dataset):
         dataset, local = self._locate(index)
         return dataset.frames(local, start, stop)
 
+    def episode(self, index: int) -> Episode:
+        """Episode `index` as its own dataset gives it, with the simulator's snapshot."""
+        dataset, local = self._locate(index)
+        return dataset.episode(local)
+
     def identity(self, index: int) -> str:
         """That of the episode in its own dataset."""
         dataset, local = self._locate(index)

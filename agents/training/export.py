@@ -85,8 +85,8 @@ def make_starts(world: WorldModel, data: TrainingData, spec: EnvironmentSpec) ->
     """Histories from recorded episodes, half from the beginning, with the simulator's state.
 
     The state after a history is found by doing the recorded actions again from the recorded start;
-    the pictures are those of the simulator, without the loss of a video. An environment that gives
-    no snapshots gives starts without: dreams can begin there, the truth cannot be put there.
+    the pictures are those of the simulator, without the loss of a video. Where one of the episodes
+    came without a snapshot, no start has one: dreams can begin there, the truth cannot be put there.
     """
     random = np.random.default_rng(0)
     F = spec.frames_per_chunk
@@ -95,7 +95,7 @@ def make_starts(world: WorldModel, data: TrainingData, spec: EnvironmentSpec) ->
     for i, episode in enumerate(_long_enough(data, length)[:STARTS]):
         latest = max(_recorded(data, episode) // F - length // F - 5, 0) if i % 2 else 0
         places.append((episode, int(random.integers(0, latest + 1))))
-    if not data.start_snapshot(places[0][0]):
+    if not all(data.start_snapshot(episode) for episode, _ in places):
         return _recorded_starts(data, places, length, F)
     real = _make_real(spec)
     try:

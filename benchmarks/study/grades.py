@@ -28,6 +28,7 @@ from kairos_env.agents.policies import (
     SMOOTH_SPREAD,
     load_checkpoint,
 )
+from kairos_env.real.experts import Look
 from kairos_env.spaces import decode_actions, encode_actions
 
 Chunks = NDArray[np.float32]
@@ -218,22 +219,6 @@ class Actor:
         return encode_actions(self._space, decode_actions(self._space, chunks))
 
 
-class _Look:
-    """The state in the place of the simulator, for experts that ask an environment for it."""
-
-    def __init__(self, state: NDArray[np.float32]) -> None:
-        self.observation = state.astype(np.float64)
-
-    @property
-    def unwrapped(self) -> "_Look":
-        """Itself."""
-        return self
-
-    def state(self) -> NDArray[np.float64]:
-        """As our own scenes tell it."""
-        return self.observation
-
-
 def _scripted(expert: Any, space: spaces.Space[Any]) -> Base:
     """An expert that looks once per step and holds its action."""
     unused = np.random.default_rng(0)
@@ -241,7 +226,7 @@ def _scripted(expert: Any, space: spaces.Space[Any]) -> Base:
 
     def act(rows: Rows, step: int, seen: Seen) -> NDArray[Any]:
         del rows, step
-        actions = np.stack([expert(_Look(state), unused) for state in seen.state])
+        actions = np.stack([expert(Look(state), unused) for state in seen.state])
         return encode_actions(space, np.repeat(actions[:, None], K, 1))
 
     return act

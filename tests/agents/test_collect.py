@@ -25,6 +25,7 @@ from kairos_env.agents.policies import (
     make_policy,
 )
 from kairos_env.real import make_real
+from kairos_env.real.experts import Look, reach_expert
 from kairos_env.spaces import decode_actions, encode_actions
 from kairos_env.terminal import INTERRUPTED
 
@@ -320,6 +321,7 @@ def test_shares_of_a_mixture_hold_at_every_length():
         ("expert@0.3:0.25", ("expert", 0.25, 0.3, 1.0)),
         ("expert~0.2", ("expert", 1.0, 0.0, 0.2)),
         ("visitor~0.5@0.3:2", ("visitor", 2.0, 0.3, 0.5)),
+        ("runs/a+b.zip", ("runs/a+b.zip", 1.0, 0.0, 1.0)),
         ("smooth:2", ("smooth", 2.0, 0.0, 1.0)),
         ("runs/ppo:v2.zip", ("runs/ppo:v2.zip", 1.0, 0.0, 1.0)),
         ("C:\\ppo.zip:3", ("C:\\ppo.zip", 3.0, 0.0, 1.0)),
@@ -327,7 +329,16 @@ def test_shares_of_a_mixture_hold_at_every_length():
 )
 def test_policies_are_spelt_as_text(text, expected):
     spec = PolicySpec.parse(text)
-    assert (spec.name, spec.weight, spec.noise, spec.speed) == expected
+    assert (spec.name, spec.weight, spec.noise, spec.speed, spec.late) == (*expected, 0)
+
+
+def test_how_late_a_policy_is_is_spelt_after_its_name():
+    spec = PolicySpec.parse("expert+2~0.5@0.1:3")
+    assert spec == PolicySpec(name="expert", weight=3, noise=0.1, speed=0.5, late=2)
+    assert spec.label == "expert+2~0.5@0.1"
+    for text in ("expert+1.5", "expert+-1", "expert+nan"):
+        with pytest.raises(ValueError, match="whole env steps"):
+            PolicySpec.parse(text)
 
 
 @pytest.mark.parametrize("text", ["a:0", "a:-1", "a@1.5", "a:nan", "a~0", "a~1.5"])
@@ -466,6 +477,24 @@ def test_a_slower_expert_arrives_later_and_slower(tmp_path):
     assert (arrived["expert~0.3"] > 1.5 * arrived["expert"]).all()
     with pytest.raises(ValueError, match="only scripted policies"):
         collect(ENV, episodes=2, out=tmp_path / "no", policies=["smooth~0.3"])
+
+
+def test_a_late_expert_acts_on_what_it_saw_before_and_holds_its_action():
+    env = make_real("KairosReach-v0", horizon=60)
+    frame, _ = env.reset(seed=3)
+    policy = make_policy(PolicySpec(name="expert", late=2), env)
+    policy.begin(env, np.random.default_rng(0))
+    seen, chunks = [], []
+    for _ in range(6):
+        seen.append(env.state)
+        chunks.append(policy.step(env, frame).chunk)
+    env.close()
+    unused = np.random.default_rng(0)
+    for step, chunk in enumerate(chunks):
+        then = reach_expert(Look(seen[max(step - 2, 0)]), unused)
+        np.testing.assert_array_equal(chunk, np.broadcast_to(then, chunk.shape))
+    with pytest.raises(ValueError, match="only a scripted expert"):
+        make_policy(PolicySpec(name="smooth", late=1), env)
 
 
 def shares_near(policy: str, things: tuple[str, str], pixels: float, episodes: int = 6) -> float:
