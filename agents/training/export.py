@@ -86,7 +86,8 @@ def make_starts(world: WorldModel, data: TrainingData, spec: EnvironmentSpec) ->
 
     The state after a history is found by doing the recorded actions again from the recorded start;
     the pictures are those of the simulator, without the loss of a video. Where one of the episodes
-    came without a snapshot, no start has one: dreams can begin there, the truth cannot be put there.
+    came without a snapshot, no start has one: dreams can begin there, the truth cannot be put
+    there.
     """
     random = np.random.default_rng(0)
     F = spec.frames_per_chunk
