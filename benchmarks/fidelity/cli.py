@@ -43,8 +43,8 @@ class Arguments:
     """Write a picture: truth above, dream and baseline below."""
     write: bool = False
     """Put a summary into the world's world.json and card."""
-    baseline_minutes: float = 5.0
-    """Processor time for training the convolutional baseline; 0 leaves it out."""
+    baseline_updates: int = 2000
+    """Updates of the convolutional baseline; 0 leaves it out."""
     baseline_data: tuple[Path, ...] = ()
     """Datasets for it, best those of the world itself. Without any, the first 300 episodes of the
     recipe that the world was made from are recorded."""
@@ -55,8 +55,8 @@ class Arguments:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.baseline_minutes < 0:
-            raise ValueError(f"--baseline-minutes must not be negative: {self.baseline_minutes}")
+        if self.baseline_updates < 0:
+            raise ValueError(f"--baseline-updates must not be negative: {self.baseline_updates}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -118,12 +118,12 @@ def _baseline(
     from kairos_env.agents.training.clips import fingerprint
     from kairos_env.benchmarks.fidelity import conv_predictor as conv
 
-    if not arguments.baseline_minutes:
-        return None, {"left_out": "--baseline-minutes 0"}
+    if not arguments.baseline_updates:
+        return None, {"left_out": "--baseline-updates 0"}
     model = world.model.config
     if model.tokenizer.temporal != 1:
         return None, {"left_out": "the tokenizer codes several frames together"}
-    config: ConvConfig = conv.ConvConfig(minutes=arguments.baseline_minutes)
+    config: ConvConfig = conv.ConvConfig(steps=arguments.baseline_updates)
     dataset = _dataset(world, arguments, tell)
     shape = (
         model.latent_shape,

@@ -42,10 +42,8 @@ FORMAT = 1
 class ConvConfig:
     """Sizes and training of the baseline."""
 
-    minutes: float = 5.0
-    """Processor time of its training, so that a busy machine makes no weaker baseline."""
-    steps: int | None = None
-    """Updates, instead of minutes."""
+    steps: int = 2000
+    """Updates: neither a busy machine nor a slow one makes a weaker baseline."""
     channels: int = 96
     blocks: int = 3
     hidden: int = 128
@@ -193,8 +191,9 @@ def train(
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
     generator = np.random.default_rng([config.seed, 1])
-    started, updates, done = time.process_time(), 0, 0.0
-    while done < 1.0:
+    started = time.process_time()
+    for updates in range(config.steps):
+        done = updates / config.steps
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(done, updates)
         length = 1 if done < 0.5 else config.rollout
@@ -203,15 +202,12 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        updates += 1
-        _follow(average, network, min(config.ema, updates / (updates + 10)))
-        spent = (time.process_time() - started) / 60
-        done = updates / config.steps if config.steps else spent / config.minutes
+        _follow(average, network, min(config.ema, (updates + 1) / (updates + 11)))
         if on_progress is not None:
-            on_progress(min(done, 1.0))
+            on_progress((updates + 1) / config.steps)
     return average.eval(), {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "updates": updates,
+        "updates": config.steps,
         "cpu_seconds": round(time.process_time() - started, 1),
         "training_frames": len(data.last),
         "frames_seen": config.frames,

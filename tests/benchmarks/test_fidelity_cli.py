@@ -28,13 +28,13 @@ def test_the_report_goes_where_it_is_asked_to_go(world, tmp_path, capsys):
     before = world / "model.safetensors"
     weights = before.read_bytes()
     out, picture = tmp_path / "fidelity.json", tmp_path / "strips.png"
-    options = ["--baseline-minutes", "0", "--json", str(out), "--strips", str(picture), "--write"]
+    options = ["--baseline-updates", "0", "--json", str(out), "--strips", str(picture), "--write"]
     assert main([str(world), *SHORT, *options]) == 0
     document = json.loads(out.read_text())
     assert document["held_out"]["episodes"] == 4
     assert set(document["predictors"]) == {"dream", "copy", "mean"}
     assert len(document["predictors"]["dream"]["curve"]["psnr"]) == 6
-    assert document["conv_baseline"] == {"left_out": "--baseline-minutes 0"}
+    assert document["conv_baseline"] == {"left_out": "--baseline-updates 0"}
     assert document["commit"]
     assert document["machine"]["cores"]
     block = document["predictors"]["copy"]["horizons"]["6"]["objects"]["block"]
@@ -55,10 +55,10 @@ def test_the_report_goes_where_it_is_asked_to_go(world, tmp_path, capsys):
 def test_the_baseline_is_recorded_trained_and_kept(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kairos_env.benchmarks.fidelity.cli.BASELINE_EPISODES", 3)
     out, cache = tmp_path / "fidelity.json", tmp_path / "cache"
-    options = ["--baseline-minutes", "0.005", "--cache", str(cache), "--json", str(out)]
+    options = ["--baseline-updates", "2", "--cache", str(cache), "--json", str(out)]
     assert main([str(world), *SHORT, *options]) == 0
     first = json.loads(out.read_text())
-    assert first["conv_baseline"]["updates"] >= 1
+    assert first["conv_baseline"]["updates"] == 2
     assert first["conv_baseline"]["episodes"] == 3
     assert set(first["predictors"]) == {"dream", "copy", "mean", "conv"}
     assert set(first["reward"]) == {"dream", "conv"}
