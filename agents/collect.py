@@ -387,6 +387,8 @@ def _describe_policy(spec: PolicySpec) -> dict[str, Any]:
     described = {"name": spec.name, "weight": spec.weight, "noise": spec.noise}
     if spec.speed != 1:
         described["speed"] = spec.speed
+    if spec.late:
+        described["late"] = spec.late
     if Path(
         spec.name
     ).is_file():  # a checkpoint may be overwritten: the name alone does not say who acted

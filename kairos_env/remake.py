@@ -95,8 +95,9 @@ def _collect(part: Mapping[str, Any], out: str) -> list[str]:
 
 def _spelled(policy: Mapping[str, Any]) -> str:
     """A recorded policy as `kairos collect` takes it."""
+    late = f"+{policy['late']:g}" if "late" in policy else ""
     slowly = f"~{policy['speed']}" if "speed" in policy else ""
-    return f"{policy['name']}{slowly}@{policy['noise']}:{policy['weight']}"
+    return f"{policy['name']}{late}{slowly}@{policy['noise']}:{policy['weight']}"
 
 
 def _train(run: Run, data: Sequence[str], start: str | None, out: str) -> list[str]:

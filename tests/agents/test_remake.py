@@ -10,6 +10,8 @@ import tiny_envs  # noqa: F401 (registers the environments)
 import torch
 
 from kairos_env import cli
+from kairos_env.agents.data import open_dataset
+from kairos_env.agents.policies import PolicySpec
 from kairos_env.manifest import Manifest
 from kairos_env.remake import RemakeError, remake_script, runs_of
 from kairos_env.worlds import load_world
@@ -71,6 +73,23 @@ def test_minutes_become_the_updates_that_they_came_to(made: Path) -> None:
     assert "--minutes" not in last
     assert last[last.index("--steps") + 1] == "2"
     assert last[last.index("--from") + 1] == "ball/run-1"
+
+
+def test_policies_are_spelt_as_they_were_recorded(made: Path, tmp_path: Path) -> None:
+    recipe = ["expert+2~0.5@0.0:0.25", "expert+1@0.3:0.5", "smooth@0.0:0.25"]
+    out = tmp_path / "reach"
+    run("collect", "KairosReach-v0", "--episodes", 4, "--policy", *recipe, "--out", out)
+    recorded = open_dataset(out).spec.provenance["policies"]
+    manifest = load_world(made.parent / "first").manifest
+    data = manifest.provenance["data"]
+    data = data | {"recipe": data["recipe"] | {"policies": recorded}}
+    collect = commands(
+        remake_script(
+            dataclasses.replace(manifest, provenance=manifest.provenance | {"data": data})
+        )
+    )[0]
+    told = collect[collect.index("--policy") + 1 :][: len(recipe)]
+    assert [*map(PolicySpec.parse, told)] == [*map(PolicySpec.parse, recipe)]
 
 
 def test_what_was_changed_by_hand_is_said(made: Path) -> None:
