@@ -5,7 +5,7 @@ Legend: T frames of an episode, H W pixels, A actions per frame, D numbers per a
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,14 @@ class Dataset(ABC):
     def frames(self, index: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Frames `start` to `stop - 1` of an episode, (n, H, W, 3)."""
 
+    def start(self, index: int) -> dict[str, NDArray[Any]]:
+        """The simulator's snapshot at the first frame of an episode; empty without one."""
+        del index
+        return {}
+
     def episode(self, index: int) -> Episode:
-        """Episode `index` with its frames."""
-        return with_frames(self.table(index), self.frames(index))
+        """Episode `index` with its frames and its snapshot."""
+        return replace(self.table(index), frames=self.frames(index), start=self.start(index))
 
     def identity(self, index: int) -> str:
         """A name that stays when episodes are added: decides between train and validation."""
@@ -82,10 +87,3 @@ class Dataset(ABC):
 def without_frames(length: int) -> NDArray[np.uint8]:
     """Stand-in for the pixels of an episode whose frames are not read."""
     return np.zeros((length, 0, 0, 3), np.uint8)
-
-
-def with_frames(episode: Episode, frames: NDArray[np.uint8]) -> Episode:
-    """The episode with these pixels."""
-    from dataclasses import replace
-
-    return replace(episode, frames=frames)

@@ -136,12 +136,6 @@ class LeRobotDataset(Dataset):
         position = column(table, "episode_index").tolist().index(index)
         return unpack_arrays(table.column("snapshot")[position].as_py())
 
-    def episode(self, index: int) -> Episode:
-        """Episode `index` with its frames and its snapshot."""
-        from dataclasses import replace
-
-        return replace(super().episode(index), start=self.start(index))
-
     def identity(self, index: int) -> str:
         """The reset seed where there is one: a start serves training or validation, never both."""
         seed = self._places[index].row.get("kairos/seed")

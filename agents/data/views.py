@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,10 +193,10 @@ class JoinedDataset(Dataset):
         dataset, local = self._locate(index)
         return dataset.frames(local, start, stop)
 
-    def episode(self, index: int) -> Episode:
-        """Episode `index` as its own dataset gives it, with the simulator's snapshot."""
+    def start(self, index: int) -> dict[str, NDArray[Any]]:
+        """The simulator's snapshot at the first frame of an episode."""
         dataset, local = self._locate(index)
-        return dataset.episode(local)
+        return dataset.start(local)
 
     def identity(self, index: int) -> str:
         """That of the episode in its own dataset."""

@@ -72,7 +72,7 @@ class TrainingData:
 
     def start_snapshot(self, episode: int) -> Mapping[str, NDArray[Any]]:
         """The simulator's state at an episode's first frame; empty where none was recorded."""
-        return self.dataset.episode(episode).start
+        return self.dataset.start(episode)
 
     def some_frames(self, count: int, *, together: int = 1) -> Tensor:
         """An even sample of training frames and the ones that follow each, (N, H, W, 3) uint8."""
