@@ -37,6 +37,9 @@ class Arguments:
     config: Annotated[FidelityConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=FidelityConfig
     )
+    beside: tuple[str, ...] = ()
+    """Other worlds of the same environment, as the first is named: they dream the same episodes, and
+    the report says episode by episode whose dreams are truer."""
     json: Path | None = None
     """Write everything that was measured to this file."""
     strips: Path | None = None
@@ -55,6 +58,8 @@ class Arguments:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if len(set(self.beside)) < len(self.beside):
+            raise ValueError(f"--beside names a world twice: {' '.join(self.beside)}")
         if self.baseline_updates < 0:
             raise ValueError(f"--baseline-updates must not be negative: {self.baseline_updates}")
 
@@ -80,11 +85,12 @@ def run(arguments: Arguments) -> None:
 
     torch.set_num_threads(arguments.threads)
     world = load_world(arguments.world, device=arguments.device)
+    beside = {name: load_world(name, device=arguments.device) for name in arguments.beside}
     with progress_bar() as bar:
         tell = teller(bar)
         network, facts = _baseline(world, arguments, tell)
         conv = None if network is None else _predictor(network, world)
-        measured = measure(world, arguments.config, conv=conv, on_progress=tell)
+        measured = measure(world, arguments.config, conv=conv, beside=beside, on_progress=tell)
     content = report.document(
         measured,
         command=" ".join(["kairos", *sys.argv[1:]]),

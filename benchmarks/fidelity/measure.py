@@ -22,6 +22,7 @@ from kairos_env.benchmarks.fidelity.metrics import (
     by_horizon,
     by_policy,
     compare,
+    paired,
     reward,
     termination,
 )
@@ -87,6 +88,7 @@ def measure(
     *,
     conv: Predictor | None = None,
     others: Mapping[str, Predictor] | None = None,
+    beside: "Mapping[str, World] | None" = None,
     on_progress: Progress | None = None,
 ) -> Report:
     """Compare a world with its true twin on episodes that it has never seen.
@@ -96,11 +98,16 @@ def measure(
         config: What to measure.
         conv: The trained baseline; it is left out of the report when None.
         others: More predictors to be put beside the dream, by name.
+        beside: Other worlds of the same environment, by name: they dream the same episodes, and the
+            report says how the world's errors differ from theirs, episode by episode.
         on_progress: Called with (what is being done, done, of).
 
     Raises:
         EpisodesError: Nearly all episodes end before a dream can begin.
+        ValueError: A world beside it was learned from another environment, begins with another
+            number of frames, or has a name that is taken.
     """
+    beside = beside or {}
     F = world.manifest.environment.frames_per_chunk
     predictors: dict[str, Predictor] = {
         DREAM: Dream(world.model),
@@ -110,9 +117,13 @@ def measure(
     if conv is not None:
         predictors[CONV] = conv
     predictors |= others or {}
+    for name, other in beside.items():
+        require_comparable(world, name, other, taken={TRUTH, *predictors})
+        predictors[name] = Dream(other.model)
+    acting = (*ACTING, *beside)
     held_out = HeldOut(world.manifest.environment, world.model.config.history, config)
     try:
-        evidence = gather(held_out, predictors, config, on_progress=on_progress)
+        evidence = gather(held_out, predictors, config, acting=acting, on_progress=on_progress)
     finally:
         held_out.close()
     heads = world.model.heads
@@ -123,11 +134,44 @@ def measure(
         "config": dataclasses.asdict(config),
         "policies": [dataclasses.asdict(spec) for spec in held_out.specs],
         "history": held_out.history,
-        **summarise(evidence, config, state_names=names, scales=scales),
+        **summarise(
+            evidence, config, state_names=names, scales=scales, acting=acting, beside=tuple(beside)
+        ),
+        "beside": {
+            name: {"name": other.name, "fingerprint": other.fingerprint}
+            for name, other in beside.items()
+        },
         "cpu_seconds": {name: round(value, 1) for name, value in evidence.seconds.items()},
     }
     lengths = evidence.valid.sum(1)[: config.shown]
     return Report(document, evidence.pictures, lengths)
+
+
+def require_comparable(world: "World", name: str, other: "World", *, taken: set[str]) -> None:
+    """Refuse a world that cannot dream the same episodes, or whose name says something else.
+
+    Raises:
+        ValueError: So it is.
+    """
+    if name in taken:
+        raise ValueError(
+            f"{name!r} already stands for something in this report; give the world beside as a path"
+        )
+    ours, its = world.manifest.environment, other.manifest.environment
+    same = ("id", "kwargs", "chunk", "frames_per_chunk", "frame_size", "action_space")
+    for field in same:
+        mine, theirs = getattr(ours, field), getattr(its, field)
+        if mine != theirs:
+            raise ValueError(
+                f"worlds are compared on the same episodes, and {name} was learned from another "
+                f"environment than {world.name}: its {field} is {theirs!r}, not {mine!r}"
+            )
+    mine, theirs = world.model.config.history, other.model.config.history
+    if mine != theirs:
+        raise ValueError(
+            f"worlds are compared from the same true frames, and dreams of {name} begin with "
+            f"{theirs} of them, those of {world.name} with {mine}"
+        )
 
 
 def gather(
@@ -135,9 +179,18 @@ def gather(
     predictors: Mapping[str, Predictor],
     config: FidelityConfig,
     *,
+    acting: tuple[str, ...] = ACTING,
     on_progress: Progress | None = None,
 ) -> Evidence:
-    """Record the episodes group by group and roll every predictor out on each."""
+    """Record the episodes group by group and roll every predictor out on each.
+
+    Args:
+        held_out: The episodes.
+        predictors: By name.
+        config: What to measure.
+        acting: Names of those that look at the actions, as far as there are such predictors.
+        on_progress: Called with (what is being done, done, of).
+    """
     everyone = {TRUTH: Replay(), **predictors}
     traces: dict[str, list[Trace]] = {name: [] for name in everyone}
     forks: dict[str, list[tuple[Trace, Trace]]] = {name: [] for name in (TRUTH, *predictors)}
@@ -160,7 +213,7 @@ def gather(
             )
             traces[name].append(trace)
             pictures[name].append(shown)
-            if group.forks is not None and name in (TRUTH, *ACTING):
+            if group.forks is not None and name in (TRUTH, *acting):
                 a, b = (roll_out(predictor, truth, finder=finder)[0] for truth in group.forks)
                 forks[name].append((a, b))
             seconds[name] += time.process_time() - clock
@@ -186,6 +239,8 @@ def summarise(
     *,
     state_names: tuple[str, ...] = (),
     scales: tuple[float, NDArray[np.floating[Any]]] | None = None,
+    acting: tuple[str, ...] = ACTING,
+    beside: tuple[str, ...] = (),
 ) -> Json:
     """All figures.
 
@@ -194,6 +249,8 @@ def summarise(
         config: The thresholds.
         state_names: Of the state's numbers.
         scales: Deviations of reward and state (S,) in which the dream tells its uncertainty.
+        acting: Names of the predictors that look at the actions.
+        beside: Names of those whose errors the dream's are compared with, episode by episode.
     """
     S = evidence.traces[TRUTH].state.shape[-1]
     names = state_names or tuple(f"state_{i}" for i in range(S))
@@ -216,11 +273,12 @@ def summarise(
         "dream_is_better": compare(
             yard, horizons[DREAM], {k: v for k, v in horizons.items() if k != DREAM}
         ),
-        "reward": {name: reward(yard, guesses[name]) for name in ACTING if name in guesses},
+        "paired": {name: paired(yard, guesses[DREAM], guesses[name]) for name in beside},
+        "reward": {name: reward(yard, guesses[name]) for name in acting if name in guesses},
         "termination": {
-            name: _terminations(yard, guesses[name]) for name in ACTING if name in guesses
+            name: _terminations(yard, guesses[name]) for name in acting if name in guesses
         },
-        "counterfactual": _counterfactuals(evidence, yard),
+        "counterfactual": _counterfactuals(evidence, yard, acting),
         "reappearance": {name: reappearance(yard, trace) for name, trace in guesses.items()},
     }
     if scales is not None:
@@ -300,7 +358,7 @@ def _terminations(yard: Yardstick, trace: Trace) -> Json:
     return result
 
 
-def _counterfactuals(evidence: Evidence, yard: Yardstick) -> Json:
+def _counterfactuals(evidence: Evidence, yard: Yardstick, acting: tuple[str, ...]) -> Json:
     if evidence.forks_valid is None:
         return {}
     valid = evidence.forks_valid
@@ -320,7 +378,7 @@ def _counterfactuals(evidence: Evidence, yard: Yardstick) -> Json:
             )
             for step in yard.config.fork_steps
         }
-        for name in ACTING
+        for name in acting
         if name in evidence.forks
     }
 

@@ -206,6 +206,35 @@ def compare(yard: Yardstick, dream: Json, baselines: Mapping[str, Json]) -> Json
     return result
 
 
+def paired(yard: Yardstick, guess: Trace, other: Trace) -> Json:
+    """How much larger one predictor's errors are than another's, episode by episode.
+
+    Both saw the same episodes, so what makes an episode hard for both cancels: the intervals are
+    far narrower than those of the two means. Below 0 the first is nearer to the truth.
+    """
+    mine, its = errors(yard, guess), errors(yard, other)
+    mean_of = yard.bootstrap.mean
+
+    def at(t: int) -> Json:
+        row: Json = {"squared_error": mean_of(mine.squared[:, t] - its.squared[:, t])}
+        if np.isfinite(mine.normal).any():
+            row["state_squared"] = mean_of(mine.normal[:, t] - its.normal[:, t])
+        for i, name in enumerate(yard.names):
+            row.setdefault("objects", {})[name] = {
+                "error_px": mean_of(mine.place[:, t, i] - its.place[:, t, i]),
+                "present": mean_of(mine.present[:, t, i] - its.present[:, t, i]),
+            }
+        return row
+
+    first = slice(0, yard.config.reward_frames)
+    true = yard.truth.reward[:, first]
+    missed, its_missed = (np.square(one.reward[:, first] - true) for one in (guess, other))
+    return {
+        "horizons": {str(h): at(h - 1) for h in yard.config.marks},
+        "reward_squared": mean_of(missed - its_missed),
+    }
+
+
 def reward(yard: Yardstick, guess: Trace) -> Json:
     """How well the rewards of the first frames, and their sum, are known."""
     first = slice(0, yard.config.reward_frames)
@@ -217,6 +246,7 @@ def reward(yard: Yardstick, guess: Trace) -> Json:
         "frames": yard.config.reward_frames,
         "r2": yard.bootstrap.estimate(r2, r2_sums(true, said), int(there.sum())),
         "mean_error": yard.bootstrap.mean(np.abs(error)),
+        "squared_error": yard.bootstrap.mean(np.square(error)),
         "return_r2": yard.bootstrap.estimate(r2, r2_sums(*sums), len(true)),
         "return_error": yard.bootstrap.mean(np.abs(sums[1] - sums[0])),
     }

@@ -118,6 +118,8 @@ def print_report(content: Json, console: Console) -> None:
         console.print(line, style="dim", highlight=False)
     console.print(_horizon_table(content))
     console.print(_behaviour_table(content))
+    for name, row in content["paired"].items():
+        console.print(_paired_table(name, row))
     for table in _gap_tables(content):
         console.print(table)
     if content.get("uncertainty", {}).get("n"):
@@ -193,6 +195,20 @@ def _behaviour_table(content: Json) -> Table:
     return table
 
 
+def _paired_table(name: str, row: Json) -> Table:
+    """The dream's errors less those of another world, a column a horizon."""
+    horizons = row["horizons"]
+    heads = [f"frame {h}" for h in horizons]
+    title = f"the dream's errors less those of {name}, episode by episode: below 0 it is truer"
+    table = _table(title, "", *heads)
+    frames = list(horizons.values())
+    for thing in frames[0].get("objects", {}):
+        table.add_row(f"{thing}, px", *(show(f["objects"][thing]["error_px"]) for f in frames))
+    table.add_row("squared error of the picture", *(show(f["squared_error"]) for f in frames))
+    table.add_row("squared error of rewards", show(row["reward_squared"]))
+    return table
+
+
 def _gap_tables(content: Json) -> list[Table]:
     """What comes back into sight: a table an object."""
     tables = []
@@ -241,7 +257,7 @@ def show(estimate: Json | None, *, percent: bool = False, n: bool = False) -> st
 
 
 def _short(x: float) -> str:
-    return f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}"
+    return f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}" if abs(x) >= 0.1 or not x else f"{x:.3f}"
 
 
 def _value(estimate: Json | None) -> float | None:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 
 from kairos_env.benchmarks.fidelity.cli import main
 from kairos_env.benchmarks.fidelity.strips import strips
@@ -68,6 +70,47 @@ def test_the_baseline_is_recorded_trained_and_kept(world, tmp_path, monkeypatch,
     for name in ("predictors", "reward", "termination", "counterfactual", "uncertainty"):
         assert again[name] == first[name]  # the same seed gives the same figures
     capsys.readouterr()
+
+
+@pytest.mark.render
+def test_worlds_beside_dream_the_same_episodes(world, tmp_path, capsys):
+    twin = tmp_path / "twin"
+    shutil.copytree(world, twin)
+    other = untrained_world()
+    with torch.no_grad():
+        for weight in other.model.heads.parameters():
+            weight.mul_(0.5)
+        for weight in other.model.tokenizer.decoder.parameters():
+            weight.mul_(0.7)
+    save_world(tmp_path / "other", other.model, manifest=other.manifest, starts=other.starts)
+    out = tmp_path / "fidelity.json"
+    beside = ["--beside", str(twin), str(tmp_path / "other")]
+    assert main([str(world), *beside, *SHORT, "--baseline-updates", "0", "--json", str(out)]) == 0
+    document = json.loads(out.read_text())
+    found = document["predictors"]
+    assert found[str(twin)] == found["dream"]
+    assert document["reward"][str(twin)] == document["reward"]["dream"]
+    for row in document["paired"][str(twin)]["horizons"].values():
+        assert all(row["squared_error"][end] == 0 for end in ("value", "low", "high"))
+    parted = document["paired"][str(tmp_path / "other")]["horizons"]["6"]
+    dreamed, its = (
+        255**2 / 10 ** (found[name]["horizons"]["6"]["psnr"]["value"] / 10)
+        for name in ("dream", str(tmp_path / "other"))
+    )
+    assert parted["squared_error"]["value"] == pytest.approx(dreamed - its, abs=dreamed * 1e-4)
+    assert document["beside"][str(twin)]["name"] == "small"
+    assert "errors less those of" in capsys.readouterr().out
+
+
+@pytest.mark.render
+def test_a_world_of_another_environment_is_no_match(world, tmp_path, capsys):
+    options = [*SHORT, "--baseline-updates", "0"]
+    assert main([str(world), "--beside", "reach", *options]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "reach was learned from another environment" in said
+    assert "KairosPush-v0" in said
+    assert main([str(world), "--beside", "push", "push", *options]) != 0
+    assert "twice" in capsys.readouterr().err
 
 
 def test_a_world_that_is_not_there_is_named(tmp_path, capsys):
