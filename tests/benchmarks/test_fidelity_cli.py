@@ -109,7 +109,8 @@ def test_a_world_of_another_environment_is_no_match(world, tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "reach was learned from another environment" in said
     assert "KairosPush-v0" in said
-    assert main([str(world), "--beside", "push", "push", *options]) != 0
+    with pytest.raises(SystemExit):
+        main([str(world), "--beside", "push", "push", *options])
     assert "twice" in capsys.readouterr().err
 
 
