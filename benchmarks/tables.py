@@ -515,6 +515,44 @@ def fidelity_table(root: Path) -> str:
     return markdown(head, rows) + "".join(map(origin, reports))
 
 
+def beside_table(root: Path) -> str:
+    """Worlds that dreamed the same episodes: their errors at the last frame, and how these differ."""
+    text = ""
+    for result in results("beside", root):
+        own = str(result["world"]["path"] or result["world"]["name"])
+        short = apart([own, *(told["path"] or told["name"] for told in result["beside"].values())])
+        named = dict(zip(["dream", *result["beside"]], short, strict=True))
+        frame = list(result["predictors"]["dream"]["horizons"])[-1]
+        things = list(last_frame(result, "dream").get("objects", {}))
+        rows = []
+        for name, title in named.items():
+            last = last_frame(result, name)
+            placed = [interval(last["objects"][thing]["error_px"]) for thing in things]
+            missed = interval(result["reward"][name]["squared_error"])
+            rows.append([title, *placed, interval(last["psnr"]), missed])
+        for name, row in result["paired"].items():
+            last = row["horizons"][frame]
+            placed = [interval(last["objects"][thing]["error_px"]) for thing in things]
+            title = f"*{named['dream']} less {named[name]}*"
+            rows.append([title, *placed, "", interval(row["reward_squared"])])
+        frames = result["reward"]["dream"]["frames"]
+        head = (f"after {frame} dreamed frames", *(f"{thing}, px" for thing in things))
+        rest = ("PSNR, dB", f"squared error of rewards, {frames} frames")
+        text += markdown((*head, *rest), rows) + origin(result) + "\n"
+    return text.removesuffix("\n")
+
+
+def apart(paths: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them begin and end with."""
+    parts = [Path(path).parts for path in paths]
+    ends = []
+    for step in (1, -1):
+        alike = zip(*(part[::step] for part in parts), strict=False)
+        ends.append(next((i for i, names in enumerate(alike) if len(set(names)) > 1), 0))
+    first, last = ends
+    return [str(Path(*part[first : len(part) - last])) for part in parts]
+
+
 def last_frame(result: Results, predictor: str) -> Results:
     """What a fidelity report says of a predictor's last frame."""
     frames: Mapping[str, Results] = result["predictors"][predictor]["horizons"]
@@ -737,6 +775,7 @@ def cell(value: float | None) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "fidelity": fidelity_table,
+    "beside": beside_table,
     "pictures": picture_table,
     "kernels": kernel_table,
     "streaming": streaming_table,

@@ -130,21 +130,24 @@ def measure(
     scales = float(heads.reward_scale), heads.state_scale.double().cpu().numpy()
     names = world.manifest.environment.state_names
     document = {
-        "world": {"name": world.name, "fingerprint": world.fingerprint},
+        "world": identity(world),
         "config": dataclasses.asdict(config),
         "policies": [dataclasses.asdict(spec) for spec in held_out.specs],
         "history": held_out.history,
         **summarise(
             evidence, config, state_names=names, scales=scales, acting=acting, beside=tuple(beside)
         ),
-        "beside": {
-            name: {"name": other.name, "fingerprint": other.fingerprint}
-            for name, other in beside.items()
-        },
+        "beside": {name: identity(other) for name, other in beside.items()},
         "cpu_seconds": {name: round(value, 1) for name, value in evidence.seconds.items()},
     }
     lengths = evidence.valid.sum(1)[: config.shown]
     return Report(document, evidence.pictures, lengths)
+
+
+def identity(world: "World") -> Json:
+    """Which world it was."""
+    path = None if world.path is None else str(world.path)
+    return {"name": world.name, "path": path, "fingerprint": world.fingerprint}
 
 
 def require_comparable(world: "World", name: str, other: "World", *, taken: set[str]) -> None:

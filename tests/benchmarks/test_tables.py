@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kairos_env.benchmarks.tables import TABLES, documents, filled, guard_remarks
+from kairos_env.benchmarks.tables import TABLES, apart, documents, filled, guard_remarks
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
@@ -54,3 +54,9 @@ def test_what_the_guard_saved_is_told_in_its_words_or_counted() -> None:
     assert guard_remarks(one) == ["The guard stopped at step 5: it fell."]
     left = {**study, "runs": {"dream": [run(-10.0, -12.0, None)] * 3}}
     assert guard_remarks(left) == []
+
+
+def test_worlds_are_called_by_what_their_paths_differ_in() -> None:
+    assert apart(["/a/run/round-0/world", "/a/run/control/world"]) == ["round-0", "control"]
+    assert apart(["/a/x/1/world", "/a/y/world"]) == ["x/1", "y"]
+    assert apart(["push", "/a/push-2"]) == ["push", "/a/push-2"]
