@@ -516,7 +516,7 @@ def fidelity_table(root: Path) -> str:
 
 
 def beside_table(root: Path) -> str:
-    """Worlds that dreamed the same episodes: their errors at the last frame, and how these differ."""
+    """Worlds that dreamed the same episodes: errors at the last frame, and how these differ."""
     text = ""
     for result in results("beside", root):
         own = str(result["world"]["path"] or result["world"]["name"])

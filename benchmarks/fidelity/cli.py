@@ -38,7 +38,7 @@ class Arguments:
         default_factory=FidelityConfig
     )
     beside: tuple[str, ...] = ()
-    """Other worlds of the same environment, as the first is named: they dream the same episodes, and
+    """Other worlds of the same environment, named as the first: they dream the same episodes, and
     the report says episode by episode whose dreams are truer."""
     json: Path | None = None
     """Write everything that was measured to this file."""
