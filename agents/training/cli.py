@@ -16,6 +16,7 @@ from kairos_env.agents.training.config import (
     WORLD_STAGES,
     StageConfig,
     TrainConfig,
+    dreaming,
     remembering,
 )
 from kairos_env.agents.training.learner import DivergedError
@@ -54,6 +55,9 @@ class Arguments:
     memory: int | None = None
     """Frames that the world shall remember what it no longer sees, where that is more than a few:
     it then learns from clips that are longer than that."""
+    dream_frames: int | None = None
+    """Frames of the clips whose end is dreamed, in the stages rollout and unroll: the longer, the
+    later it shows whether a dream repairs its own damage. Batches shrink as clips grow."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""
@@ -76,7 +80,9 @@ def run_config(arguments: Arguments) -> TrainConfig:
     """The run that the arguments ask for."""
     options = vars(arguments) | {"stages": chosen_stages(arguments)}
     del options["steps"]
-    memory = options.pop("memory")
+    memory, dreams = options.pop("memory"), options.pop("dream_frames")
+    if dreams is not None:
+        options["stages"] = tuple(dreaming(stage, dreams) for stage in options["stages"])
     if memory is not None:
         if memory < 1:
             raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")

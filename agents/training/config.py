@@ -162,6 +162,28 @@ RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0)
 It is not lost for good, so its error counts squared."""
 
 
+def dreaming(stage: StageConfig, frames: int) -> StageConfig:
+    """The stage with dreams in clips of so many frames; its updates cost about the same.
+
+    Damage that a dream does to itself shows late: a thing that another has passed over comes out
+    a little of the other's colour, and stays so. Who only ever learned from short dreams has never
+    seen it, and so has not learned to repair it.
+
+    Raises:
+        ValueError: So few frames leave nothing to dream.
+    """
+    if stage.learns == "tokenizer" or not stage.dreams:
+        return stage
+    if frames <= stage.lead[1]:
+        raise ValueError(
+            f"stage {stage.name}: a dream begins with up to {stage.lead[1]} true steps, so its "
+            f"clips need more frames than that, got {frames}"
+        )
+    longest = stage.rollout_frames if stage.rollout else stage.unroll_frames
+    batch = max(LEAST_BATCH, round(stage.batch * min(1.0, longest / frames)))
+    return dataclasses.replace(stage, batch=batch, rollout_frames=frames, unroll_frames=frames)
+
+
 def remembering(stage: StageConfig, frames: int) -> StageConfig:
     """The stage with clips in which something `frames` frames ago can still matter.
 

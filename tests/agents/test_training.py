@@ -439,3 +439,14 @@ def test_larger_frames_and_frames_coded_together_train_to_a_world(
     frame, *_ = env.step(env.action_space.sample())
     assert frame.shape == (frame_size, frame_size, 3)
     env.close()
+
+
+def test_longer_dreams_are_dreamed_in_smaller_batches() -> None:
+    words = ["D", "--out", "W", "--stages", "tokenizer", "dynamics", "unroll"]
+    plain = run_config(tyro.cli(Arguments, args=words)).stages
+    stages = run_config(tyro.cli(Arguments, args=[*words, "--dream-frames", "60"])).stages
+    assert stages[:2] == plain[:2]  # nothing is dreamed there
+    assert stages[2].unroll_frames == 60
+    assert 0 < stages[2].batch < plain[2].batch
+    with pytest.raises(ValueError, match="up to 4 true steps, so its clips need more frames"):
+        run_config(tyro.cli(Arguments, args=[*words, "--dream-frames", "4"]))
