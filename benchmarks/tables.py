@@ -529,17 +529,24 @@ def beside_table(root: Path) -> str:
             last = last_frame(result, name)
             placed = [interval(last["objects"][thing]["error_px"]) for thing in things]
             missed = interval(result["reward"][name]["squared_error"])
-            rows.append([title, *placed, interval(last["psnr"]), missed])
+            rows.append([title, *placed, interval(squared_error(last["psnr"])), missed])
         for name, row in result["paired"].items():
             last = row["horizons"][frame]
             placed = [interval(last["objects"][thing]["error_px"]) for thing in things]
             title = f"*{named['dream']} less {named[name]}*"
-            rows.append([title, *placed, "", interval(row["reward_squared"])])
+            pictured = interval(last["squared_error"])
+            rows.append([title, *placed, pictured, interval(row["reward_squared"])])
         frames = result["reward"]["dream"]["frames"]
         head = (f"after {frame} dreamed frames", *(f"{thing}, px" for thing in things))
-        rest = ("PSNR, dB", f"squared error of rewards, {frames} frames")
+        rest = ("squared error of the picture", f"of rewards, {frames} frames")
         text += markdown((*head, *rest), rows) + origin(result) + "\n"
     return text.removesuffix("\n")
+
+
+def squared_error(psnr: Mapping[str, Any]) -> Results:
+    """The mean squared error of pictures that a PSNR of theirs says."""
+    low, value, high = (255.0**2 / 10 ** (psnr[key] / 10) for key in ("high", "value", "low"))
+    return {"low": low, "value": value, "high": high}
 
 
 def apart(paths: Sequence[str]) -> list[str]:

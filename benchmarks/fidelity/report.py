@@ -199,7 +199,7 @@ def _paired_table(name: str, row: Json) -> Table:
     """The dream's errors less those of another world, a column a horizon."""
     horizons = row["horizons"]
     heads = [f"frame {h}" for h in horizons]
-    title = f"the dream's errors less those of {name}, episode by episode: below 0 it is truer"
+    title = f"errors less those of {name}, episode by episode: below 0 the dream is truer"
     table = _table(title, "", *heads)
     frames = list(horizons.values())
     for thing in frames[0].get("objects", {}):
