@@ -1,4 +1,4 @@
-"""`kairos worlds`: the bundled worlds and what was measured of them."""
+"""`kairos worlds`: the bundled worlds and what was measured of them; settings of one's own."""
 
 import dataclasses
 import sys
@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from kairos_env.adjust import adjust_world, parse_settings
 from kairos_env.card import flat
 from kairos_env.catalogue import BUNDLED, UNTRAINED, bundled_worlds, default_world, find_world
 from kairos_env.remake import remake_script, runs_of
@@ -19,12 +20,17 @@ from kairos_env.worlds import read_manifest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldsOptions:
-    """List the bundled worlds, or say everything about one."""
+    """List the bundled worlds, say everything about one, or change settings of one's own."""
 
     world: tyro.conf.Positional[str | None] = None
     """A world to describe: a bundled one's name, a folder, or OWNER/NAME on the hub."""
     remake: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a shell script that records the world's data and trains it again: pipe it into sh."""
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
+    """Change a world where it stands, as NAME=NUMBER: second_look, stillness, end_threshold,
+    denoise_steps or history_noise. Weights stay; measure its fidelity again."""
+    why: str = ""
+    """What speaks for these settings: it stands in world.json, in the card and in --remake."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +45,12 @@ def run(options: WorldsOptions) -> None:
     world = options.world
     if world == UNTRAINED:
         raise ValueError(f"{UNTRAINED} is built with random weights: no world.json describes it")
+    if options.settings:
+        if world is None:
+            raise ValueError("--set changes one world: name its folder")
+        folder = adjust_world(world, parse_settings(options.settings), options.why)
+        Console().print(f"changed {folder}; what was measured of it before is left out")
+        return
     if options.remake:
         manifest = read_manifest(find_world(default_world() if world is None else world))
         sys.stdout.write(remake_script(manifest))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tiny_envs  # noqa: F401 (registers the environments)
 import torch
 
 from kairos_env import cli
+from kairos_env.adjust import adjusted
 from kairos_env.agents.data import open_dataset
 from kairos_env.agents.policies import PolicySpec
 from kairos_env.manifest import Manifest
@@ -92,9 +94,56 @@ def test_policies_are_spelt_as_they_were_recorded(made: Path, tmp_path: Path) ->
     assert [*map(PolicySpec.parse, told)] == [*map(PolicySpec.parse, recipe)]
 
 
-def test_what_was_changed_by_hand_is_said(made: Path) -> None:
-    script = remake_script(changed(made, after="the threshold was halved"))
-    assert script.rstrip().endswith("# After this run, by hand: the threshold was halved")
+def test_settings_are_changed_on_record_and_made_again(made: Path, tmp_path: Path) -> None:
+    world = shutil.copytree(made, tmp_path / "w")
+    run("worlds", world, "--set", "end_threshold=0.25", "--why", "ends come late")
+    run("worlds", world, "--set", "stillness=0.125", "denoise_steps=2", "--why", "it's still")
+    before, after = load_world(made), load_world(world)
+    config = after.model.config
+    assert config.heads.end_threshold == 0.25
+    assert (config.transformer.stillness, config.denoise_steps) == (0.125, 2)
+    assert after.fingerprint != before.fingerprint
+    weights = before.model.state_dict()
+    assert all(torch.equal(x, weights[name]) for name, x in after.model.state_dict().items())
+    assert "ends come late" in (world / "README.md").read_text()
+    *earlier, first, second = commands(remake_script(after.manifest))
+    assert earlier == commands(remake_script(before.manifest))
+    again = shutil.copytree(made, tmp_path / "again")
+    for command in (first, second):
+        assert command[:2] == ["worlds", "ball/world"]
+        run("worlds", again, *command[2:])
+    assert load_world(again).manifest == after.manifest
+
+
+def test_figures_of_another_dream_are_not_kept(made: Path) -> None:
+    manifest = dataclasses.replace(load_world(made).manifest, fidelity={"psnr": {"1": 30.0}})
+    assert adjusted(manifest, {"stillness": 0.25}, "why not").fidelity == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "colour=1", "--why", "w"], "--set takes second_look, stillness"),
+        (["--set", "stillness", "--why", "w"], "expects a number, got ''"),
+        (["--set", "denoise_steps=1.5", "--why", "w"], "expects a whole number, got '1.5'"),
+        (["--set", "stillness=-1", "--why", "w"], "must not be negative, got -1"),
+        (["--set", "end_threshold=0.5"], "wants to know --why"),
+    ],
+)
+def test_settings_that_cannot_be_change_nothing(
+    made: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    assert cli.main(["worlds", str(made), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+
+
+def test_a_bundled_world_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["worlds", "push", "--set", "stillness=0.5", "--why", "w"]) == 2
+    assert "part of the installation" in capsys.readouterr().err
+    assert cli.main(["worlds", "--set", "stillness=0.5", "--why", "w"]) == 2
+    assert "name its folder" in capsys.readouterr().err
 
 
 def test_runs_stand_in_the_order_in_which_they_were_made(made: Path) -> None:
