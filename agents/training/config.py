@@ -51,7 +51,7 @@ class StageConfig:
     unroll_frames: int = 10
     """Frames of those clips."""
     damage: float = 0.0
-    """Share of the clips unrolled that begin with damage (`damage.py`), which they are to repair."""
+    """Share of the unrolled clips that begin with damage (`damage.py`) and learn to repair it."""
     lead: tuple[int, int] = (1, 4)
     """Fewest and most true steps that a dream to learn from begins with, drawn evenly."""
     growth: float = 0.6
