@@ -58,9 +58,6 @@ class Arguments:
     dream_frames: int | None = None
     """Frames of the clips whose end is dreamed, in the stages rollout and unroll: the longer, the
     later it shows whether a dream repairs its own damage. Batches shrink as clips grow."""
-    damage: float = 0.0
-    """Share of the dreams to learn from, in the stage unroll, that begin with a thing damaged, as a
-    long dream damages it: a little of another thing's look where it is. They learn to repair it."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""
@@ -86,11 +83,6 @@ def run_config(arguments: Arguments) -> TrainConfig:
     memory, dreams = options.pop("memory"), options.pop("dream_frames")
     if dreams is not None:
         options["stages"] = tuple(dreaming(stage, dreams) for stage in options["stages"])
-    damage = options.pop("damage")
-    options["stages"] = tuple(
-        dataclasses.replace(stage, damage=damage) if stage.unroll else stage
-        for stage in options["stages"]
-    )
     if memory is not None:
         if memory < 1:
             raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")

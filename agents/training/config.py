@@ -50,8 +50,6 @@ class StageConfig:
     """Share of updates with gradients through the dreamed steps."""
     unroll_frames: int = 10
     """Frames of those clips."""
-    damage: float = 0.0
-    """Share of the unrolled clips that begin with damage (`damage.py`) and learn to repair it."""
     lead: tuple[int, int] = (1, 4)
     """Fewest and most true steps that a dream to learn from begins with, drawn evenly."""
     growth: float = 0.6
@@ -87,7 +85,7 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must be positive, got {getattr(self, name)}"
                 )
-        for name in ("rollout", "unroll", "ema", "growth", "at_end", "damage"):
+        for name in ("rollout", "unroll", "ema", "growth", "at_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"

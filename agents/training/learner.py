@@ -18,7 +18,6 @@ from kairos_env.agents.data.clips import Clips
 from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
-from kairos_env.agents.training.damage import damaged
 from kairos_env.world_model.heads import Heads, Reading
 from kairos_env.world_model.history import coded
 from kairos_env.world_model.objective import read_dream, read_truth
@@ -232,8 +231,6 @@ class DynamicsObjective:
         clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
         real *= self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
-        if self.stage.damage:
-            clips["latents"] = damaged(clips["latents"], real, self.stage.damage, random)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = {name: value[rows] for name, value in clips.items()}
