@@ -14,6 +14,7 @@ from kairos_env.worlds import read_manifest
 ADJUSTABLE = {
     "second_look": "transformer",
     "stillness": "transformer",
+    "homing": "transformer",
     "end_threshold": "heads",
     "denoise_steps": "",
     "history_noise": "",

@@ -27,8 +27,8 @@ class WorldsOptions:
     remake: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print a shell script that records the world's data and trains it again: pipe it into sh."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
-    """Change a world where it stands, as NAME=NUMBER: second_look, stillness, end_threshold,
-    denoise_steps or history_noise. Weights stay; measure its fidelity again."""
+    """Change a world where it stands, as NAME=NUMBER: second_look, stillness, homing,
+    end_threshold, denoise_steps or history_noise. Weights stay; measure its fidelity again."""
     why: str = ""
     """What speaks for these settings: it stands in world.json, in the card and in --remake."""
 

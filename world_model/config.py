@@ -133,6 +133,10 @@ class TransformerConfig:
     second_look: float = 0.0
     """Noise level at which the convolutional stem and head read their own prediction once more and
     put right what has changed; the layers between are not run again. 0: they do not."""
+    homing: float = 0.0
+    """The distance from the anchor, as root mean square over the channels of a latent, below which
+    a place of a dreamed frame is taken to look as it did there, to the bit: what looks nearly as at
+    first is as at first."""
     recollect: bool = False
     """Whether the convolutional head also reads what the frame before made of all it remembered:
     what comes back into sight is drawn from there."""
@@ -168,6 +172,14 @@ class TransformerConfig:
                 f"PublishedRules.dilations names {len(dilations)} layers, "
                 f"the network has {len(self.layers)}"
             )
+        self._check_stem()
+        if self.head_dim % 2:
+            raise ValueError(
+                f"TransformerConfig.head_dim must be even for the rotation, got {self.head_dim}"
+            )
+
+    def _check_stem(self) -> None:
+        """The same for how latents become tokens and back."""
         if self.stem == "conv" and self.stem_channels % NORM_GROUPS:
             raise ValueError(
                 f"TransformerConfig.stem_channels must be divisible by {NORM_GROUPS}, the groups "
@@ -182,12 +194,13 @@ class TransformerConfig:
                 "TransformerConfig.second_look must be a noise level from 0 up to, not including, "
                 f"1, and above 0 only for stem 'conv', got {self.second_look} for {self.stem!r}"
             )
+        if not self.homing >= 0 or (self.homing and not self.anchor):
+            raise ValueError(
+                "TransformerConfig.homing must not be negative, and above 0 only with an anchor, "
+                f"got {self.homing} with anchor={self.anchor}"
+            )
         if self.recollect and self.stem != "conv":
             raise ValueError(f"TransformerConfig.recollect needs stem 'conv', got {self.stem!r}")
-        if self.head_dim % 2:
-            raise ValueError(
-                f"TransformerConfig.head_dim must be even for the rotation, got {self.head_dim}"
-            )
 
     @property
     def attention_width(self) -> int:

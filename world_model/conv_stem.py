@@ -156,3 +156,12 @@ def settled(change: Tensor, least: float) -> Tensor:
     """
     size = change.detach().square().mean(-3, keepdim=True).sqrt()
     return change - change.detach() * (size < least)
+
+
+def homed(frames: Tensor, anchor: Tensor, within: float) -> Tensor:
+    """Frames (..., C, h, w) that are the anchor's where they are nearer to it than `within`.
+
+    Gradients pass as in `settled`.
+    """
+    size = (frames.detach() - anchor).square().mean(-3, keepdim=True).sqrt()
+    return torch.where(size < within, anchor + (frames - frames.detach()), frames)

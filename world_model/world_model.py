@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kairos_env.world_model.config import TransformerConfig, positive
+from kairos_env.world_model.conv_stem import homed
 from kairos_env.world_model.flow import (
     Schedule,
     noise,
@@ -493,10 +494,12 @@ class WorldModel(nn.Module):
             assert last.video is not None
             # The same, without the rounding of the way there: what stands still stays to the bit.
             frames = last.video.to(eps)
-        if not (look_again and self.mixture.config.second_look):
-            return frames
-        assert last.laid_out is not None
-        return self._look_again(frames, last.laid_out, inputs, heard, eps)
+        if look_again and self.mixture.config.second_look:
+            assert last.laid_out is not None
+            frames = self._look_again(frames, last.laid_out, inputs, heard, eps)
+        if self.mixture.config.homing:
+            frames = homed(frames, state.previous[:, :1], self.mixture.config.homing)
+        return frames
 
     def _look_again(
         self, frames: Tensor, laid_out: Tensor, inputs: Inputs, heard: Heard | None, eps: Tensor

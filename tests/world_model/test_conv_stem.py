@@ -9,7 +9,13 @@ from tiny_worlds import make_clips, make_world
 from torch import Tensor
 
 from kairos_env.world_model.config import TransformerConfig
-from kairos_env.world_model.conv_stem import ConvHead, patches_to_tokens, settled, tokens_to_patches
+from kairos_env.world_model.conv_stem import (
+    ConvHead,
+    homed,
+    patches_to_tokens,
+    settled,
+    tokens_to_patches,
+)
 from kairos_env.world_model.mixture import FORWARD, Heard, Inputs
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
@@ -92,6 +98,35 @@ def test_a_negative_stillness_is_refused() -> None:
     config = world_config("tiny", action_size=2, state_size=0).transformer
     with pytest.raises(ValueError, match=r"stillness must not be negative, got -0\.1"):
         dataclasses.replace(config, stillness=-0.1)
+
+
+def test_what_looks_nearly_as_at_first_is_as_at_first() -> None:
+    anchor = torch.randn(2, 1, 4, 3, 3)
+    change = torch.zeros(2, 5, 4, 3, 3)
+    change[..., 0] = 0.05
+    change[..., 2] = 0.5
+    frames = (anchor + change).requires_grad_()
+    home = homed(frames, anchor, 0.1)
+    assert torch.equal(home[..., :2], anchor[..., :2].expand(-1, 5, -1, -1, -1))
+    assert torch.equal(home[..., 2], frames[..., 2])
+    home.sum().backward()
+    assert torch.equal(frames.grad, torch.ones_like(frames))
+
+
+def test_a_dream_that_always_comes_home_is_its_first_frame() -> None:
+    clips, seeds = make_clips(2, 8), torch.arange(2)
+    world = make_world(homing=1e3)
+    assert world.config.transformer.anchor
+    latents = world.tokenizer.encode(clips["frames"])
+    dream = world.rollout(latents, clips["actions"], real=3, seeds=seeds)
+    assert torch.equal(dream[:, 3:], latents[:, :1].expand(-1, 5, -1, -1, -1))
+
+
+@pytest.mark.parametrize("shape", [{"homing": -0.1}, {"homing": 0.2, "anchor": False}])
+def test_without_an_anchor_there_is_no_home(shape: dict[str, Any]) -> None:
+    config = world_config("tiny", action_size=2, state_size=0).transformer
+    with pytest.raises(ValueError, match="homing must not be negative, and above 0 only with"):
+        dataclasses.replace(config, **shape)
 
 
 def dreamed(**shape: float) -> tuple[WorldModel, Tensor, Tensor]:
