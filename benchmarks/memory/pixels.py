@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kairos_env.worlds import World
 
 
-SHOWN = 4  # episodes in the picture: those of the kept ones in which most is hidden
+SHOWN = 4  # episodes in the picture
 EVERY = 4  # frames between its columns
 
 
@@ -90,27 +90,38 @@ def compare_worlds(
         finder=evidence.finder,
         state_names=environment.state_names,
     )
+    facts = {world.name: _facts(world) for world in worlds}
     document = {
         "environment": environment.id,
         "config": dataclasses.asdict(config),
-        "worlds": {world.name: _facts(world) for world in worlds},
+        "worlds": facts,
         "back_in_sight": {
             name: plain(reappearance(yard, trace))
             for name, trace in evidence.traces.items()
             if name != TRUTH
         },
     }
-    return Compared(document=document, strips=_picture(yard, evidence.pictures, config.shown))
+    beyond = max(told["reach"] or 0 for told in facts.values())
+    strip = _picture(yard, evidence.pictures, config.shown, beyond)
+    return Compared(document=document, strips=strip)
 
 
-def _picture(yard: Yardstick, pictures: Mapping[str, Picture], kept: int) -> Picture:
-    """The kept episodes in which most is hidden, from frame to frame."""
+def _picture(yard: Yardstick, pictures: Mapping[str, Picture], kept: int, beyond: int) -> Picture:
+    """Kept episodes in which something is hidden for more than `beyond` frames, frame by frame.
+
+    By how long it is hidden they are as far from each other as can be: nobody has chosen them.
+    """
     assert yard.finder is not None
     hidden = np.zeros(yard.valid.shape, bool)
     for i, thing in enumerate(yard.finder.objects):
         if thing.gone_behind:
             hidden |= out_of_sight(yard, i)
-    chosen = np.argsort(-hidden[:kept].sum(1), kind="stable")[:SHOWN]
+    frames_hidden = hidden[:kept].sum(1)
+    by_length = np.argsort(frames_hidden, kind="stable")
+    far = by_length[frames_hidden[by_length] > beyond]
+    candidates = far if len(far) else by_length
+    spread = np.linspace(0, len(candidates) - 1, min(SHOWN, len(candidates)))
+    chosen = candidates[spread.round().astype(int)]
     rows = [frames[chosen] for frames in pictures.values()]
     lengths = yard.valid.sum(1)[chosen]
     columns = range(EVERY, int(lengths.max()) + 1, EVERY)
