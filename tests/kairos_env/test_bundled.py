@@ -13,11 +13,12 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from kairos_env.catalogue import bundled_worlds
+from kairos_env.catalogue import BUNDLED, bundled_worlds
 from kairos_env.env import DreamEnv
+from kairos_env.remake import remake_script
 from kairos_env.vector_env import DreamVectorEnv
 from kairos_env.view import OBSERVATIONS
-from kairos_env.worlds import load_world
+from kairos_env.worlds import load_world, read_manifest
 
 opened = functools.cache(load_world)
 each = pytest.mark.parametrize("name", bundled_worlds())
@@ -128,3 +129,12 @@ def test_a_process_repeats_what_another_dreamed(name):
     mine = [env.step(env.action_space.sample()) for _ in range(3)][-1]
     assert mine[1] == reward
     assert mine[4]["state"].tolist() == state
+
+
+@each
+def test_its_making_is_a_script_of_our_own_commands(name):
+    script = remake_script(read_manifest(BUNDLED / name))
+    commands = [line.split()[1] for line in script.splitlines() if line.startswith("kairos ")]
+    assert commands[0] == "collect"
+    assert set(commands) <= {"collect", "train", "worlds"}
+    assert f"--out {name}/world" in script
