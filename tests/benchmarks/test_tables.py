@@ -1,11 +1,17 @@
 """Tables in the documents are those of the results."""
 
+import functools
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kairos_env.benchmarks.machine import ROOT
 from kairos_env.benchmarks.tables import TABLES, apart, documents, filled, guard_remarks
+from kairos_env.catalogue import bundled_worlds
+from kairos_env.worlds import load_world
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
@@ -60,3 +66,31 @@ def test_worlds_are_called_by_what_their_paths_differ_in() -> None:
     assert apart(["/a/run/round-0/world", "/a/run/control/world"]) == ["round-0", "control"]
     assert apart(["/a/x/1/world", "/a/y/world"]) == ["x/1", "y"]
     assert apart(["push", "/a/push-2"]) == ["push", "/a/push-2"]
+
+
+def measured_worlds(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(name, fingerprint) of every world that a result names."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("fingerprint"), str):
+            yield value.get("name") or value.get("world") or key, value["fingerprint"]
+        for name, item in value.items():
+            yield from measured_worlds(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from measured_worlds(item, key)
+
+
+@functools.cache
+def fingerprints() -> Mapping[str, str]:
+    """Of the bundled worlds."""
+    return {name: load_world(name).fingerprint for name in bundled_worlds()}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_what_was_measured_of_a_bundled_world_is_of_the_one_that_is_bundled(path: Path) -> None:
+    bundled = fingerprints()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    for name, fingerprint in measured_worlds(result):
+        assert bundled.get(name, fingerprint) == fingerprint, f"{name} has changed: measure again"
