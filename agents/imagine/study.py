@@ -278,6 +278,7 @@ def summarised(study: Study, methods: dict[str, list[Json]]) -> Json:
     return {
         "command": " ".join(["kairos", *sys.argv[1:]]),
         "world": study.world.name,
+        "fingerprint": study.world.fingerprint,
         "config": study.config.run.as_json(),
         "threads": study.config.threads,
         "seeds": study.config.seeds,
