@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kairos_env.card import card
-from kairos_env.catalogue import CARD, MANIFEST, bundled_worlds, find_world
-from kairos_env.manifest import Manifest, manifest_to_text
-from kairos_env.worlds import read_manifest
+from kairos_env.catalogue import bundled_worlds, find_world
+from kairos_env.manifest import Manifest
+from kairos_env.worlds import read_manifest, rewrite_manifest
 
 # name: the part of the world's config that has it, "" for the config itself
 ADJUSTABLE = {
@@ -82,10 +81,5 @@ def adjust_world(name: str, settings: Mapping[str, float], why: str) -> Path:
         raise ValueError(
             f"{name} is part of the installation and stays as it is; copy {folder} and change that"
         )
-    manifest = adjusted(read_manifest(folder), settings, why)
-    # The card first: it is made from world.json, which holds the truth if this stops in between.
-    for file, text in ((CARD, card(manifest)), (MANIFEST, manifest_to_text(manifest))):
-        beside = folder / f".{file}.new"
-        beside.write_text(text, "utf-8")
-        beside.replace(folder / file)
+    rewrite_manifest(folder, adjusted(read_manifest(folder), settings, why))
     return folder

@@ -267,6 +267,21 @@ def save_world(
     return folder
 
 
+def rewrite_manifest(folder: Path, manifest: Manifest) -> None:
+    """Change what a world that stands there says of itself; its weights stay as they are.
+
+    Each file is whole at any moment. The card goes first: it is made from world.json, which holds
+    the truth if this stops in between.
+    """
+    for file, text in ((CARD, card(manifest)), (MANIFEST, manifest_to_text(manifest))):
+        beside = folder / f".{file}.new"
+        try:
+            beside.write_text(text, "utf-8")
+            beside.replace(folder / file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
 def check_starts(manifest: Manifest, starts: Starts) -> None:
     """Raise unless the starts are histories of the manifest's environment."""
     e, m = manifest.environment, manifest.model

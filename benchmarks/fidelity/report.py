@@ -16,9 +16,7 @@ from kairos_env.benchmarks.fidelity.metrics import Json
 from kairos_env.benchmarks.fidelity.statistics import Estimate
 from kairos_env.benchmarks.fidelity.strips import strips
 from kairos_env.benchmarks.machine import commit, describe_machine
-from kairos_env.card import card
-from kairos_env.catalogue import CARD, MANIFEST
-from kairos_env.manifest import manifest_to_text
+from kairos_env.worlds import rewrite_manifest
 
 if TYPE_CHECKING:
     from kairos_env.worlds import World
@@ -62,9 +60,7 @@ def write_into_world(world: "World", content: Json) -> None:
     if world.path is None:
         raise ValueError("this world stands in no folder, so there is no world.json to write into")
     manifest = dataclasses.replace(world.manifest, fidelity=summary(content))
-    # The card first: it is made from world.json, which holds the truth if this stops in between.
-    write_bytes(world.path / CARD, card(manifest).encode())
-    write_bytes(world.path / MANIFEST, manifest_to_text(manifest).encode())
+    rewrite_manifest(world.path, manifest)
 
 
 def summary(content: Json) -> Json:
