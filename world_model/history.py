@@ -68,6 +68,15 @@ def at_last(values: Tensor, r: int) -> Tensor:
     return frames.flatten(1)
 
 
+def cut(clips: Mapping[str, Tensor], first: int, end: int) -> dict[str, Tensor]:
+    """Frames first .. end - 1 of clips (B, T), and what lies between them; words stay whole."""
+    between = {"actions", "rewards", "terminated"}
+    return {
+        name: x if name == "words" else x[:, first : end - (name in between)]
+        for name, x in clips.items()
+    }
+
+
 def coded(clips: Mapping[str, Tensor], r: int) -> dict[str, Tensor]:
     """Clips of frames as clips of latent frames; latents are those of each frame and its followers.
 

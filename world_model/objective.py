@@ -37,6 +37,7 @@ from kairos_env.world_model.mixture import (
     LayerTrace,
     Mode,
 )
+from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class LossConfig:
     """How much more a latent counts that differs from the frame before."""
     foreground_weight: float = 2.0
     """How much more a latent counts that differs from the background: what stands must stay."""
+    standing_weight: float = 0.0
+    """How much more such a latent counts in dreams while it looks as in their first frame. Where a
+    moving thing is cannot be known late in a dream; what has not moved can always be put right."""
     robust: float = 0.05
     """The frame error from which a frame counts less than squared: where the history has drifted,
     the truth cannot be foreseen, and a squared error there teaches to blur."""
@@ -91,6 +95,7 @@ class LossConfig:
         for name in (
             "change_weight",
             "foreground_weight",
+            "standing_weight",
             "picture_weight",
             "heads_weight",
             "action_weight",
@@ -237,8 +242,13 @@ def dynamics_loss(
 
 
 def unrolled_loss(
-    world: "WorldModel", clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
-) -> tuple[Tensor, Metrics]:
+    world: "WorldModel",
+    clips: Mapping[str, Tensor],
+    *,
+    real: int,
+    seeds: Tensor,
+    state: DreamState | None = None,
+) -> tuple[Tensor, Metrics, DreamState]:
     """Error of dreamed frames against the truth, with gradients through all dreamed steps.
 
     Args:
@@ -246,31 +256,40 @@ def unrolled_loss(
         clips: as `dynamics_loss` takes them, with latents.
         real: true frames before the dream.
         seeds: (B,) int64, of the dreams.
+        state: dreams that stand at the last of the `real` frames already; None begins them there.
+
+    Returns:
+        The loss, what to tell of it, and where the dreams stand after these clips.
     """
     truth = clips["latents"].float()
     # Trained through, a second look learns to hedge as the first one does (decision 0008).
-    frames, tokens = world.unroll(
+    frames, tokens, after = world.unroll(
         truth,
         clips["actions"],
         real=real,
         seeds=seeds,
         words=clips.get("words"),
         look_again=False,
+        state=state,
     )
+    before = truth[:, :real] if state is None else state.previous
     later, frames = truth[:, real:], frames.float()
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
     if world.config.loss.picture_weight and isinstance(world.tokenizer, Tokenizer):
         seen, rows = seen_error(world.tokenizer, frames, later, seeds)
         places = places.index_put(rows, world.config.loss.picture_weight * seen, accumulate=True)
     error = robust(places, world.config.loss.robust_place)
-    error = frame_means(error, latent_weights(world, truth)[:, real:])
+    weights = latent_weights(world, truth) + standing_weights(world, truth, before[:, :1])
+    error = frame_means(error, weights[:, real:])
     total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
     if world.config.loss.heads_weight:
-        heads, more = world.heads.loss(dreamed_reading(world, clips, frames, tokens))
+        heads, more = world.heads.loss(
+            dreamed_reading(world, clips, before[:, -1:], frames, tokens)
+        )
         total = total + world.config.loss.heads_weight * heads
         metrics |= more
-    return total, {"loss": total.detach()} | metrics
+    return total, {"loss": total.detach()} | metrics, after
 
 
 def seen_error(
@@ -390,13 +409,17 @@ def reading(world: "WorldModel", past: Past, tokens: Tensor, clips: Clips) -> Re
     )
 
 
-def dreamed_reading(world: "WorldModel", clips: Clips, frames: Tensor, tokens: Tensor) -> Reading:
-    """The transitions of dreams (B, N, ...) of the last N frames of clips; no gradients pass."""
+def dreamed_reading(
+    world: "WorldModel", clips: Clips, before: Tensor, frames: Tensor, tokens: Tensor
+) -> Reading:
+    """The transitions of dreams (B, N, ...) of the last N frames of clips; no gradients pass.
+
+    `before` (B, 1, ...) is the frame that the dreams go on from.
+    """
     first = clips["latents"].shape[1] - frames.shape[1]
-    last_true = clips["latents"][:, first - 1 : first].float()
     return Reading(
         *world.transitions(
-            torch.cat([last_true, frames.detach()], dim=1),
+            torch.cat([before, frames.detach()], dim=1),
             clips["actions"][:, first - 1 :],
             tokens.float(),
         ),
@@ -419,10 +442,9 @@ def read_truth(world: "WorldModel", clips: Clips, draws: Draws) -> Reading:
 def read_dream(world: "WorldModel", clips: Clips, *, real: int, seeds: Tensor) -> Reading:
     """What heads learn from of clips that are dreamed after `real` true frames."""
     words, actions = clips.get("words"), clips["actions"]
-    frames, tokens = world.unroll(
-        clips["latents"].float(), actions, real=real, seeds=seeds, words=words
-    )
-    return dreamed_reading(world, clips, frames.float(), tokens)
+    truth = clips["latents"].float()
+    frames, tokens, _ = world.unroll(truth, actions, real=real, seeds=seeds, words=words)
+    return dreamed_reading(world, clips, truth[:, real - 1 : real], frames.float(), tokens)
 
 
 def action_loss(
@@ -455,10 +477,19 @@ def latent_weights(world: "WorldModel", truth: Tensor) -> Tensor:
     """1, and more where something moved or is not background: (B, T, 1, h, w)."""
     loss = world.config.loss
     earlier = torch.cat([truth[:, :1], truth[:, :-1]], dim=1)
-    moved = (truth - earlier).abs().amax(2, keepdim=True).clamp_max(1.0)
-    distance = (truth - world.tokenizer.background_latent()).abs()
-    foreground = distance.amax(2, keepdim=True).clamp_max(1.0)
-    return 1.0 + loss.change_weight * moved + loss.foreground_weight * foreground
+    moved, seen = difference(truth, earlier), difference(truth, world.tokenizer.background_latent())
+    return 1.0 + loss.change_weight * moved + loss.foreground_weight * seen
+
+
+def standing_weights(world: "WorldModel", truth: Tensor, first: Tensor) -> Tensor:
+    """What counts more of things that stand where they stood in the first frame (B, 1, C, h, w)."""
+    seen = difference(truth, world.tokenizer.background_latent())
+    return world.config.loss.standing_weight * seen * (1.0 - difference(truth, first))
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """Of latents, place by place: their largest in a channel, at most 1, (B, T, 1, h, w)."""
+    return (one - other).abs().amax(2, keepdim=True).clamp_max(1.0)
 
 
 def frame_means(error: Tensor, weight: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ class Size:
     tokenizer: tuple[int, ...]
     """Channels of the tokenizer for a 64-pixel frame; bigger frames get more halvings."""
     head_hidden: int
+    head_channels: int | None = None
+    """Of the convolutions with which the heads read frames; None: as many as the stem's."""
     half_life: tuple[float, float] = (2.0, 500.0)
     stillness: float = 0.15
     """What the head takes for standing still (`TransformerConfig.stillness`)."""
@@ -107,6 +109,20 @@ SIZES = {
         patch=4,
         tokenizer=(16, 32, 64),
         head_hidden=128,
+    ),
+    # compact where it remembers, small where it sees and draws; compact worlds grow into it with
+    # --reshape.
+    "wide": Size(
+        dim=96,
+        action_dim=32,
+        heads=3,
+        groups=1,
+        stem_channels=64,
+        head_blocks=3,
+        patch=4,
+        tokenizer=(16, 32, 64),
+        head_hidden=128,
+        head_channels=32,
     ),
     "small": Size(
         dim=160,
@@ -194,7 +210,7 @@ def world_config(
         heads=HeadsConfig(
             state_size=state_size,
             hidden=s.head_hidden,
-            channels=s.stem_channels,
+            channels=s.head_channels or s.stem_channels,
             places=PLACES,
             sketched=PLACES,
             straight=True,

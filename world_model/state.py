@@ -77,6 +77,10 @@ class DreamState:
         """A copy that shares nothing."""
         return self._map(Tensor.clone)
 
+    def detach(self) -> Self:
+        """The same dreams without what led to them: gradients end here."""
+        return self._map(Tensor.detach)
+
     def to(self, device: torch.device | str) -> Self:
         """The same dreams on another device."""
         return self._map(lambda x: x.to(device))

@@ -732,7 +732,8 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         words: Tensor | None = None,
         look_again: bool = True,
-    ) -> tuple[Tensor, Tensor]:
+        state: DreamState | None = None,
+    ) -> tuple[Tensor, Tensor, DreamState]:
         """Dream clips on after `real` true frames, gradients kept.
 
         Args:
@@ -742,14 +743,17 @@ class WorldModel(nn.Module):
             seeds: (B,) int64.
             words: What the clips were told, tokenized.
             look_again: As a dream does, where the world has a second look.
+            state: Dreams that stand at the last of the `real` frames already, to be dreamed on;
+                None begins them there.
 
         Returns:
-            The dreamed frames (B, T - real, C, h, w) and the tokens of their clean passes
-            (B, T - real, L, D).
+            The dreamed frames (B, T - real, C, h, w), the tokens of their clean passes
+            (B, T - real, L, D), and where the dreams stand then.
         """
         F = self.config.latents_per_chunk
-        told = self.tell(words, len(latents))
-        state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
+        if state is None:
+            told = self.tell(words, len(latents))
+            state = self._begin(latents[:, :real], actions[:, : real - 1], seeds, *told)
         frames, tokens, steps = [], [], self.config.denoise_steps
         for t in range(real - 1, latents.shape[1] - 1, F):
             chunk = actions[:, t : t + F]
@@ -758,13 +762,18 @@ class WorldModel(nn.Module):
             state, seen = self._commit(state, dreamed, chunk, heard)
             frames.append(dreamed)
             tokens.append(seen)
-        return torch.cat(frames, dim=1), torch.cat(tokens, dim=1)
+        return torch.cat(frames, dim=1), torch.cat(tokens, dim=1), state
 
     def unrolled_loss(
-        self, clips: Mapping[str, Tensor], *, real: int, seeds: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        clips: Mapping[str, Tensor],
+        *,
+        real: int,
+        seeds: Tensor,
+        state: DreamState | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], DreamState]:
         """How far a dream strays from its clips; see `objective.unrolled_loss`."""
-        return unrolled_loss(self, clips, real=real, seeds=seeds)
+        return unrolled_loss(self, clips, real=real, seeds=seeds, state=state)
 
     @torch.no_grad()
     def rollout(
@@ -780,7 +789,7 @@ class WorldModel(nn.Module):
 
         Training on these instead of the truth shows the model its own errors.
         """
-        frames, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
+        frames, _, _ = self.unroll(latents, actions, real=real, seeds=seeds, words=words)
         return torch.cat([latents[:, :real], frames], dim=1)
 
 

@@ -46,7 +46,7 @@ class Arguments:
     """Updates of each stage instead of a budget in minutes: the same weights on every machine of
     the same kind."""
     size: str = "small"
-    """tiny, compact, small or medium."""
+    """tiny, compact, wide, small or medium."""
     layers: tuple[LayerKind, ...] | None = None
     """Memory of each layer instead of the size's own, e.g. SWA SWA DSWA SWA for windows alone."""
     reshape: bool = False
@@ -58,6 +58,9 @@ class Arguments:
     dream_frames: int | None = None
     """Frames of the clips whose end is dreamed, in the stages rollout and unroll: the longer, the
     later it shows whether a dream repairs its own damage. Batches shrink as clips grow."""
+    legs: int = 1
+    """With --dream-frames, in the stage unroll: updates that such a dream lasts. Each learns from
+    its part of the dream and leaves the next one where it stopped, so batches need not shrink."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""
@@ -80,9 +83,11 @@ def run_config(arguments: Arguments) -> TrainConfig:
     """The run that the arguments ask for."""
     options = vars(arguments) | {"stages": chosen_stages(arguments)}
     del options["steps"]
-    memory, dreams = options.pop("memory"), options.pop("dream_frames")
+    memory, dreams, legs = (options.pop(name) for name in ("memory", "dream_frames", "legs"))
     if dreams is not None:
-        options["stages"] = tuple(dreaming(stage, dreams) for stage in options["stages"])
+        options["stages"] = tuple(dreaming(stage, dreams, legs) for stage in options["stages"])
+    elif legs != 1:
+        raise ValueError("--legs divides long dreams: say how long with --dream-frames")
     if memory is not None:
         if memory < 1:
             raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")

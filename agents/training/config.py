@@ -50,6 +50,9 @@ class StageConfig:
     """Share of updates with gradients through the dreamed steps."""
     unroll_frames: int = 10
     """Frames of those clips."""
+    legs: int = 1
+    """Updates that such a dream lasts: each but the first goes on where the last one stopped, with
+    gradients through its own part alone. Long dreams at the price of short ones."""
     lead: tuple[int, int] = (1, 4)
     """Fewest and most true steps that a dream to learn from begins with, drawn evenly."""
     growth: float = 0.6
@@ -68,8 +71,27 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"stage {self.name}: steps must be at least 1, got {self.steps}")
+        self._require_numbers()
+        if not self.own and not self.films:
+            raise ValueError(f"stage {self.name} has no data: name films, or use the run's own")
+        if self.learns == "tokenizer":
+            return
+        if self.films and not self.watches:
+            raise ValueError(
+                f"stage {self.name}: films show no actions, rewards or states; give a loss with "
+                "unknown_actions 1, heads_weight 0 and action_weight 0"
+            )
+        if self.watches and self.dreams:
+            raise ValueError(
+                f"stage {self.name}: a dream needs actions, which this stage hides; set rollout "
+                "and unroll to 0"
+            )
+
+    def _require_numbers(self) -> None:
+        counts = {"steps": 1 if self.steps is None else self.steps, "legs": self.legs}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"stage {self.name}: {name} must be at least 1, got {count}")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(
                 f"stage {self.name}: micro_batch must be in 1 .. batch = {self.batch}, "
@@ -90,20 +112,6 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"
                 )
-        if not self.own and not self.films:
-            raise ValueError(f"stage {self.name} has no data: name films, or use the run's own")
-        if self.learns == "tokenizer":
-            return
-        if self.films and not self.watches:
-            raise ValueError(
-                f"stage {self.name}: films show no actions, rewards or states; give a loss with "
-                "unknown_actions 1, heads_weight 0 and action_weight 0"
-            )
-        if self.watches and self.dreams:
-            raise ValueError(
-                f"stage {self.name}: a dream needs actions, which this stage hides; set rollout "
-                "and unroll to 0"
-            )
 
     @property
     def dreams(self) -> bool:
@@ -162,8 +170,14 @@ RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0)
 It is not lost for good, so its error counts squared."""
 
 
-def dreaming(stage: StageConfig, frames: int) -> StageConfig:
+LASTING = LossConfig(standing_weight=6.0)
+"""What counts in dreams that are so long that most of what moves has gone astray."""
+
+
+def dreaming(stage: StageConfig, frames: int, legs: int = 1) -> StageConfig:
     """The stage with dreams in clips of so many frames; its updates cost about the same.
+
+    An unrolled dream may be learned from in several legs, one an update.
 
     Damage that a dream does to itself shows late: a thing that another has passed over comes out
     a little of the other's colour, and stays so. Who only ever learned from short dreams has never
@@ -174,13 +188,16 @@ def dreaming(stage: StageConfig, frames: int) -> StageConfig:
     """
     if stage.learns == "tokenizer" or not stage.dreams:
         return stage
-    if frames <= stage.lead[1]:
+    if frames < stage.lead[1] + legs:
         raise ValueError(
-            f"stage {stage.name}: a dream begins with up to {stage.lead[1]} true steps, so its "
-            f"clips need more frames than that, got {frames}"
+            f"stage {stage.name}: a dream begins with up to {stage.lead[1]} true steps, and each "
+            f"leg of it needs one more, so its clips need at least {stage.lead[1] + legs} frames, "
+            f"got {frames}"
         )
     longest = stage.rollout_frames if stage.rollout else stage.unroll_frames
-    batch = max(LEAST_BATCH, round(stage.batch * min(1.0, longest / frames)))
+    if stage.unroll and legs > 1:
+        stage = dataclasses.replace(stage, legs=legs, loss=stage.loss or LASTING)
+    batch = max(LEAST_BATCH, round(stage.batch * min(1.0, stage.legs * longest / frames)))
     return dataclasses.replace(stage, batch=batch, rollout_frames=frames, unroll_frames=frames)
 
 

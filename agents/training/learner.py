@@ -19,8 +19,9 @@ from kairos_env.agents.training import processes
 from kairos_env.agents.training.clips import TrainingData, as_tensors, batch_number
 from kairos_env.agents.training.config import StageConfig, TrainConfig
 from kairos_env.world_model.heads import Heads, Reading
-from kairos_env.world_model.history import coded
+from kairos_env.world_model.history import coded, cut
 from kairos_env.world_model.objective import read_dream, read_truth
+from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.tokenizer import Tokenizer
 from kairos_env.world_model.world_model import WorldModel
 
@@ -203,17 +204,21 @@ class DynamicsObjective:
     """Updates of the stage, once known."""
     _dreamed: dict[int, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
     _clips: dict[int, Clips] = dataclasses.field(default_factory=dict)
+    _left: dict[int, DreamState] = dataclasses.field(default_factory=dict)
+    """Where the last leg left the dreams, by the first of the rows that were worked on at once."""
 
     @property
     def group(self) -> int:
         """Updates that share a dream; between groups nothing is pending."""
-        return ROLLOUT_GROUP if self.stage.rollout else 1
+        shared = ROLLOUT_GROUP if self.stage.rollout else 1
+        return math.lcm(shared, self.stage.legs if self.stage.unroll else 1)
 
     def prepare(self, step: int) -> LossOfRows:
         """A batch of clips with everything random about it."""
-        random = np.random.default_rng([self.seed, step, UNROLL])
+        first = step - step % self.stage.legs
+        random = np.random.default_rng([self.seed, first, UNROLL])
         if random.random() < self.stage.unroll:
-            return self._unrolled(step, random)
+            return self._unrolled(step, first, random)
         if step % self.group == 0:
             self._dreamed = self._dream_group(step)
         clips = self._dreamed.pop(step, None) or self._batch(step, self.stage.frames)
@@ -225,16 +230,33 @@ class DynamicsObjective:
 
         return loss_of
 
-    def _unrolled(self, step: int, random: np.random.Generator) -> LossOfRows:
-        """A batch whose gradients flow through the dreamed steps."""
-        real = int(random.integers(*self.stage.lead, endpoint=True))
-        clips = self._chunks(step, real + self.longest_dream(step, self.stage.unroll_frames))
-        real *= self.world.config.latents_per_chunk
+    def _unrolled(self, step: int, first: int, random: np.random.Generator) -> LossOfRows:
+        """A batch whose gradients flow through the dreamed steps.
+
+        Args:
+            step: The update.
+            first: The update in which its dreams began.
+            random: Of that update.
+        """
+        legs, chunk = self.stage.legs, self.world.config.latents_per_chunk
+        lead = int(random.integers(*self.stage.lead, endpoint=True))
+        length = max(1, self.longest_dream(first, self.stage.unroll_frames) // legs)
+        clips = self._chunks(first, lead + legs * length)
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(self.config.device)
+        # A leg's clips begin with the frames before it: the true ones, or the last one it left at.
+        leg, real = step - first, lead * chunk if step == first else 1
+        end = (lead + (leg + 1) * length) * chunk
+        clips = cut(clips, end - length * chunk - real, end)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             part = {name: value[rows] for name, value in clips.items()}
-            return self.world.unrolled_loss(part, real=real, seeds=seeds[rows])
+            state = self._left.pop(rows.start) if leg else None
+            total, metrics, after = self.world.unrolled_loss(
+                part, real=real, seeds=seeds[rows], state=state
+            )
+            if leg + 1 < legs:
+                self._left[rows.start] = after.detach()
+            return total, metrics
 
         return loss_of
 

@@ -38,6 +38,7 @@ from kairos_env.agents.training.export import export_world
 from kairos_env.agents.training.learner import Learner, make_learner
 from kairos_env.agents.training.log import RunLog
 from kairos_env.agents.training.validation import validate
+from kairos_env.agents.training.widening import widened
 from kairos_env.world_model.config import to_json
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.published.forward import forward_world
@@ -245,19 +246,22 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
     if config.start is None:
         world.tokenizer.fit_background(data.some_frames(400))
     else:
-        take_what_fits(world, load_world(config.start).model, config.start)
+        take_what_fits(world, load_world(config.start).model, config.start, seed=config.seed)
     return world.to(config.device)
 
 
-def take_what_fits(world: WorldModel, other: WorldModel, name: str) -> None:
+def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int = 0) -> None:
     """Give a world the weights of another one wherever name and shape agree.
 
-    Heads that have learned to do without the sketch hardly take to it, so they begin anew.
+    Where its convolutional stem and head have twice the channels, or more such multiples, they are
+    given weights with which they compute the same. Heads that have learned to do without the sketch
+    hardly take to it, so they begin anew.
     """
     theirs = other.state_dict()
     if world.config.heads.sketched and not other.config.heads.sketched:
         for parameter, _ in other.heads.named_parameters():
             del theirs[f"heads.{parameter}"]
+    theirs |= widened(world, other, torch.Generator().manual_seed(seed))
     fitting = {n: theirs[n] for n, x in world.state_dict().items() if fits(theirs.get(n), x)}
     foreign = [n for n in world.tokenizer.state_dict() if f"tokenizer.{n}" not in fitting]
     if foreign:
