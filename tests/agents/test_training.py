@@ -39,6 +39,7 @@ STAGES = (
         unroll=0.4,
         unroll_frames=6,
         rollout_frames=6,
+        legs=2,
     ),
     StageConfig(name="heads", learns="heads", steps=5, batch=4, frames=6, ema=0.5),
 )
@@ -279,6 +280,31 @@ def test_a_world_is_reshaped_with_all_weights_that_fit(
         torch.testing.assert_close(new[name], old[name], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("larger", [{"stem_channels": 32}, {"stem_channels": 48, "head_blocks": 3}])
+def test_a_wider_stem_and_head_dream_as_the_narrow_ones_did(larger: dict[str, int]) -> None:
+    def made(seed: int, **shape: int) -> WorldModel:
+        config = world_config("tiny", action_size=2, state_size=3, frame_size=(64, 64))
+        transformer = dataclasses.replace(config.transformer, **shape)
+        torch.manual_seed(seed)
+        return WorldModel(dataclasses.replace(config, transformer=transformer))
+
+    narrow = made(0)
+    with torch.no_grad():
+        for parameter in narrow.mixture.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    wide = made(1, **larger)
+    loop.take_what_fits(wide, narrow, "narrow")
+    latents, actions = torch.randn(2, 8, 4, 8, 8), torch.rand(2, 7, 4, 2) * 2 - 1
+    dreams = [
+        world.unroll(latents, actions, real=3, seeds=torch.arange(2))[0] for world in (narrow, wide)
+    ]
+    assert (dreams[0] - latents[:, 2:3]).abs().max() > 0.1  # something moves
+    torch.testing.assert_close(dreams[1], dreams[0], atol=1e-4, rtol=1e-4)
+    # copies that are read alike would stay alike
+    weight = wide.mixture.video.head.conv.weight
+    assert not torch.isclose(weight[:, 0], weight[:, 1]).any()
+
+
 def test_heads_that_have_never_looked_at_the_sketch_begin_anew() -> None:
     config = world_config("tiny", action_size=2, state_size=3, frame_size=(16, 16))
     blind = dataclasses.replace(config.heads, sketched=0, straight=False)
@@ -448,5 +474,21 @@ def test_longer_dreams_are_dreamed_in_smaller_batches() -> None:
     assert stages[:2] == plain[:2]  # nothing is dreamed there
     assert stages[2].unroll_frames == 60
     assert 0 < stages[2].batch < plain[2].batch
-    with pytest.raises(ValueError, match="up to 4 true steps, so its clips need more frames"):
+    with pytest.raises(ValueError, match="each leg of it needs one more, so its clips need at"):
         run_config(tyro.cli(Arguments, args=[*words, "--dream-frames", "4"]))
+
+
+def test_dreams_in_legs_are_long_without_smaller_batches() -> None:
+    words = ["D", "--out", "W", "--stages", "rollout", "unroll"]
+    plain = run_config(tyro.cli(Arguments, args=words)).stages
+    legs = ["--dream-frames", "72", "--legs", "3"]
+    stages = run_config(tyro.cli(Arguments, args=[*words, *legs])).stages
+    assert (stages[0].legs, stages[0].loss) == (1, None)  # its dreams are of one piece
+    assert (stages[1].legs, stages[1].unroll_frames) == (3, 72)
+    assert stages[1].batch == plain[1].batch
+    assert stages[1].loss is not None
+    assert stages[1].loss.standing_weight > 0
+    with pytest.raises(ValueError, match="--legs divides long dreams: say how long"):
+        run_config(tyro.cli(Arguments, args=[*words, "--legs", "3"]))
+    with pytest.raises(ValueError, match="legs must be at least 1, got 0"):
+        dataclasses.replace(plain[1], legs=0)
