@@ -1,13 +1,22 @@
-"""Settings of a finished world that no weight depends on, changed and put on record."""
+"""What is changed about a finished world without training, and put on record.
+
+Settings that no weight depends on; and the way back, halfway say, to the weights that its last run
+began with. Weights that one run has led to from others lie on a level path between them (both ends
+are good, and so is what is between), so a run that has learned one thing and lost a little of
+another need not be taken whole.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kairos_env.catalogue import bundled_worlds, find_world
 from kairos_env.manifest import Manifest
-from kairos_env.worlds import read_manifest, rewrite_manifest
+from kairos_env.world_model.world_model import WorldModel
+from kairos_env.worlds import World, load_world, read_manifest, rewrite_manifest, save_world
 
 # name: the part of the world's config that has it, "" for the config itself
 ADJUSTABLE = {
@@ -54,10 +63,15 @@ def adjusted(manifest: Manifest, settings: Mapping[str, float], why: str) -> Man
         where = getattr(config, part) if part else config
         changed = dataclasses.replace(where, **{name: value})
         config = dataclasses.replace(config, **{part: changed}) if part else changed
-    change = {"set": dict(settings), "why": why}
-    changes = [*manifest.provenance.get("after", ()), change]
+    changed_model = dataclasses.replace(manifest, model=config)
+    return on_record(changed_model, {"set": dict(settings), "why": why})
+
+
+def on_record(manifest: Manifest, change: Mapping[str, Any]) -> Manifest:
+    """What a changed world says of itself; what was measured before is left out."""
+    changes = [*manifest.provenance.get("after", ()), dict(change)]
     provenance = {**manifest.provenance, "after": changes}
-    return dataclasses.replace(manifest, model=config, provenance=provenance, fidelity={})
+    return dataclasses.replace(manifest, provenance=provenance, fidelity={})
 
 
 def adjust_world(name: str, settings: Mapping[str, float], why: str) -> Path:
@@ -74,12 +88,71 @@ def adjust_world(name: str, settings: Mapping[str, float], why: str) -> Path:
     Raises:
         ValueError: A value cannot be, no reason is given, or the world is a bundled one.
     """
+    folder = own_world(name, why)
+    rewrite_manifest(folder, adjusted(read_manifest(folder), settings, why))
+    return folder
+
+
+def go_back(name: str, start: str, share: float, why: str) -> Path:
+    """Bring a world's weights back towards those that its last run began with, where it stands.
+
+    Args:
+        name: As `find_world` takes it, but no bundled world's name.
+        start: The world that the run began with, as `find_world` takes it.
+        share: Of the way back.
+        why: What speaks for it: it stands in world.json and in the card.
+
+    Returns:
+        The world's folder.
+
+    Raises:
+        ValueError: There is no such way, no reason is given, or the world is a bundled one.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"--back is a share of the way, between 0 and 1, got {share}")
+    folder = own_world(name, why)
+    world, first = load_world(folder), load_world(start)
+    _require_way(world, first, start)
+    ends = first.model.state_dict()
+    weights = {
+        n: x.lerp(ends[n], share) if x.is_floating_point() else x
+        for n, x in world.model.state_dict().items()
+    }
+    world.model.load_state_dict(weights)
+    return save_world(
+        folder,
+        world.model,
+        manifest=on_record(world.manifest, {"back": share, "why": why}),
+        starts=world.starts,
+        overwrite=True,
+        dtype=torch.float16,
+    )
+
+
+def own_world(name: str, why: str) -> Path:
+    """The folder of a world that may be changed, for a reason."""
     if not why.strip():
-        raise ValueError("--set wants to know --why: it stands in world.json and in the card")
+        raise ValueError(
+            "a change of a world wants to know --why: it stands in world.json and in the card"
+        )
     folder = find_world(name)
     if name in bundled_worlds():
         raise ValueError(
             f"{name} is part of the installation and stays as it is; copy {folder} and change that"
         )
-    rewrite_manifest(folder, adjusted(read_manifest(folder), settings, why))
     return folder
+
+
+def _require_way(world: World, first: World, start: str) -> None:
+    """Refuse a world that this one did not begin with, or that has another shape."""
+    if not isinstance(world.dreamer, WorldModel) or not isinstance(first.dreamer, WorldModel):
+        raise ValueError("only worlds of `kairos train` have a way back, imported networks do not")
+    began = world.manifest.provenance.get("start")
+    if not isinstance(began, Mapping) or began["provenance"] != first.manifest.provenance:
+        raise ValueError(
+            f"{world.manifest.name} was not trained from {start} as it is now: there is no way "
+            "back to it. Name the world that its last run began with (--from)"
+        )
+    mine, theirs = world.model.state_dict(), first.model.state_dict()
+    if {n: x.shape for n, x in mine.items()} != {n: x.shape for n, x in theirs.items()}:
+        raise ValueError(f"{world.manifest.name} has another shape than {start}: no way back")

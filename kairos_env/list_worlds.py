@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kairos_env.adjust import adjust_world, parse_settings
+from kairos_env.adjust import adjust_world, go_back, parse_settings
 from kairos_env.card import flat
 from kairos_env.catalogue import BUNDLED, UNTRAINED, bundled_worlds, default_world, find_world
 from kairos_env.remake import remake_script, runs_of
@@ -29,8 +29,13 @@ class WorldsOptions:
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """Change a world where it stands, as NAME=NUMBER: second_look, stillness, homing,
     end_threshold, denoise_steps or history_noise. Weights stay; measure its fidelity again."""
+    back: float | None = None
+    """Bring its weights back this share of the way (0.3, say) to the world that its last run began
+    with, named by --from: a part of what the run has learned for a part of what it has lost."""
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """The world that the last run began with."""
     why: str = ""
-    """What speaks for these settings: it stands in world.json, in the card and in --remake."""
+    """What speaks for such a change: it stands in world.json, in the card and in --remake."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,6 +54,14 @@ def run(options: WorldsOptions) -> None:
         if world is None:
             raise ValueError("--set changes one world: name its folder")
         folder = adjust_world(world, parse_settings(options.settings), options.why)
+        Console().print(f"changed {folder}; what was measured of it before is left out")
+        return
+    if options.back is not None:
+        if world is None or options.start is None:
+            raise ValueError(
+                "--back changes one world: name its folder, and where from with --from"
+            )
+        folder = go_back(world, options.start, options.back, options.why)
         Console().print(f"changed {folder}; what was measured of it before is left out")
         return
     if options.remake:

@@ -42,7 +42,7 @@ def remake_script(manifest: Manifest) -> str:
         data = [recorded[key] for key, _ in datasets]
         out = f"{folder}/world" if number == len(runs) else f"{folder}/run-{number}"
         commands.append(shlex.join(_train(run, data, made, out) + called))
-        commands += [shlex.join(_set(change, out)) for change in run.get("after", ())]
+        commands += [shlex.join(_changed(change, out, made)) for change in run.get("after", ())]
         made = out
     seconds = sum(run.get("training_seconds", 0.0) for run in runs)
     versions = sorted({f"{k} {v}" for run in runs for k, v in run.get("versions", {}).items()})
@@ -119,10 +119,13 @@ def _train(run: Run, data: Sequence[str], start: str | None, out: str) -> list[s
     return ["kairos", "train", *data, "--out", out, *rest]
 
 
-def _set(change: Mapping[str, Any], out: str) -> list[str]:
-    """The command that changes a world's settings (`adjust.py`)."""
-    settings = [f"{name}={value}" for name, value in change["set"].items()]
-    return ["kairos", "worlds", out, "--set", *settings, "--why", change["why"]]
+def _changed(change: Mapping[str, Any], out: str, start: str | None) -> list[str]:
+    """The command that changes a finished world (`adjust.py`)."""
+    if "back" in change:
+        how = ["--back", str(change["back"]), "--from", str(start)]
+    else:
+        how = ["--set", *(f"{name}={value}" for name, value in change["set"].items())]
+    return ["kairos", "worlds", out, *how, "--why", change["why"]]
 
 
 def _options(arguments: Sequence[str]) -> Options:

@@ -115,6 +115,28 @@ def test_settings_are_changed_on_record_and_made_again(made: Path, tmp_path: Pat
     assert load_world(again).manifest == after.manifest
 
 
+def test_a_world_goes_back_on_record_and_again(made: Path, tmp_path: Path) -> None:
+    world, first = shutil.copytree(made, tmp_path / "w"), made.parent / "first"
+    run("worlds", world, "--back", 0.25, "--from", first, "--why", "it had learned too much")
+    before, start, after = (load_world(path) for path in (made, first, world))
+    ends, weights = start.model.state_dict(), after.model.state_dict()
+    moved = 0
+    for name, x in before.model.state_dict().items():
+        torch.testing.assert_close(
+            weights[name], x + 0.25 * (ends[name] - x), atol=2e-3, rtol=2e-3, msg=name
+        )
+        moved += not torch.equal(weights[name], x)
+    assert moved > 10
+    assert after.manifest.model == before.manifest.model
+    assert "it had learned too much" in (world / "README.md").read_text()
+    *earlier, last = commands(remake_script(after.manifest))
+    assert earlier == commands(remake_script(before.manifest))
+    assert last[:6] == ["worlds", "ball/world", "--back", "0.25", "--from", "ball/run-1"]
+    again = shutil.copytree(made, tmp_path / "again")
+    run("worlds", again, *last[2:5], first, *last[6:])
+    assert load_world(again).fingerprint == after.fingerprint
+
+
 def test_figures_of_another_dream_are_not_kept(made: Path) -> None:
     manifest = dataclasses.replace(load_world(made).manifest, fidelity={"psnr": {"1": 30.0}})
     assert adjusted(manifest, {"stillness": 0.25}, "why not").fidelity == {}
@@ -128,6 +150,9 @@ def test_figures_of_another_dream_are_not_kept(made: Path) -> None:
         (["--set", "denoise_steps=1.5", "--why", "w"], "expects a whole number, got '1.5'"),
         (["--set", "stillness=-1", "--why", "w"], "must not be negative, got -1"),
         (["--set", "end_threshold=0.5"], "wants to know --why"),
+        (["--back", "0.5", "--from", "push", "--why", "w"], "was not trained from push as it is"),
+        (["--back", "1", "--from", "push", "--why", "w"], "a share of the way, between 0 and 1"),
+        (["--back", "0.5", "--why", "w"], "name its folder, and where from"),
     ],
 )
 def test_settings_that_cannot_be_change_nothing(
