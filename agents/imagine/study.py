@@ -45,6 +45,7 @@ from kairos_env.agents.imagine.run import (
 )
 from kairos_env.agents.imagine.statistics import iqm_interval
 from kairos_env.agents.imagine.transitions import Transitions, read_transitions
+from kairos_env.remake import runs_of
 
 RESULTS = "results.json"
 BASELINES = ("real", "converged", "cloning", "ensemble")
@@ -145,10 +146,14 @@ class Study:
 
     @property
     def data_steps(self) -> int | None:
-        """Low-level real actions that the world was trained on; None where nobody wrote it down."""
-        data = self.world.manifest.provenance.get("data") or {}
-        steps = data.get("environment_steps")
-        return None if steps is None else int(steps)
+        """Low-level real actions that the world was trained on; None where nobody wrote it down.
+
+        Of the training run that saw most: a last run may have learned on from fewer.
+        """
+        data = [run.get("data") or {} for run in runs_of(self.world.manifest.provenance)]
+        return max(
+            (int(d["environment_steps"]) for d in data if "environment_steps" in d), default=None
+        )
 
     @property
     def _frames_per_chunk(self) -> int:

@@ -34,7 +34,7 @@ from kairos_env.agents.imagine.envs import (
 )
 from kairos_env.agents.imagine.exam import Examiner
 from kairos_env.agents.imagine.guard import Verdict
-from kairos_env.agents.imagine.study import imagine, row
+from kairos_env.agents.imagine.study import Study, imagine, row
 from kairos_env.agents.imagine.transitions import Transitions, read_transitions
 
 
@@ -416,3 +416,18 @@ def test_the_command_writes_results_policy_and_curves(tmp_path, folder, capsys):
     assert main([*command, "--exam-episodes", "2", "--test-episodes", "2", "--out", str(out)]) == 0
     assert "real return" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} >= {"results.json", "policy.zip", "curve.png"}
+
+
+def test_a_world_costs_what_the_largest_of_its_runs_learned_from(folder, world, monkeypatch):
+    study = Study(StudyConfig(run=small(folder), out=folder.parent / "price"), lambda *_: None)
+    said = world.manifest.provenance
+    more = {**said, "data": {**said["data"], "environment_steps": 10**6}}
+    for provenance, steps in (
+        (said, said["data"]["environment_steps"]),
+        ({**said, "start": {"name": "w", "provenance": more}}, 10**6),
+        ({"start": None}, None),
+    ):
+        manifest = dataclasses.replace(world.manifest, provenance=provenance)
+        monkeypatch.setattr(study, "world", dataclasses.replace(world, manifest=manifest))
+        assert study.data_steps == steps
+    study.close()
