@@ -70,6 +70,9 @@ class LossConfig:
     """How much more a latent counts that differs from the frame before."""
     foreground_weight: float = 2.0
     """How much more a latent counts that differs from the background: what stands must stay."""
+    standing_weight: float = 0.0
+    """How much more such a latent counts in dreams while it looks as in their first frame. Where a
+    moving thing is cannot be known late in a dream; what has not moved can always be put right."""
     robust: float = 0.05
     """The frame error from which a frame counts less than squared: where the history has drifted,
     the truth cannot be foreseen, and a squared error there teaches to blur."""
@@ -92,6 +95,7 @@ class LossConfig:
         for name in (
             "change_weight",
             "foreground_weight",
+            "standing_weight",
             "picture_weight",
             "heads_weight",
             "action_weight",
@@ -253,8 +257,6 @@ def unrolled_loss(
         real: true frames before the dream.
         seeds: (B,) int64, of the dreams.
         state: dreams that stand at the last of the `real` frames already; None begins them there.
-            By then nobody can know where a moving thing is, and who is asked for it all the same
-            learns to hedge; so of such dreams only what stands is learned from.
 
     Returns:
         The loss, what to tell of it, and where the dreams stand after these clips.
@@ -270,21 +272,20 @@ def unrolled_loss(
         look_again=False,
         state=state,
     )
+    before = truth[:, :real] if state is None else state.previous
     later, frames = truth[:, real:], frames.float()
     places = (frames - later).square().mean(2, keepdim=True)  # (B, N, 1, h, w)
     if world.config.loss.picture_weight and isinstance(world.tokenizer, Tokenizer):
         seen, rows = seen_error(world.tokenizer, frames, later, seeds)
         places = places.index_put(rows, world.config.loss.picture_weight * seen, accumulate=True)
     error = robust(places, world.config.loss.robust_place)
-    if state is None:
-        error = frame_means(error, latent_weights(world, truth)[:, real:])
-    else:
-        error = frame_means(error, standing(world, later, state.previous[:, :1]))
+    weights = latent_weights(world, truth) + standing_weights(world, truth, before[:, :1])
+    error = frame_means(error, weights[:, real:])
     total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
-    if world.config.loss.heads_weight and state is None:
+    if world.config.loss.heads_weight:
         heads, more = world.heads.loss(
-            dreamed_reading(world, clips, truth[:, real - 1 : real], frames, tokens)
+            dreamed_reading(world, clips, before[:, -1:], frames, tokens)
         )
         total = total + world.config.loss.heads_weight * heads
         metrics |= more
@@ -480,10 +481,10 @@ def latent_weights(world: "WorldModel", truth: Tensor) -> Tensor:
     return 1.0 + loss.change_weight * moved + loss.foreground_weight * seen
 
 
-def standing(world: "WorldModel", truth: Tensor, first: Tensor) -> Tensor:
-    """How much is seen of things that look as in the first frame (B, 1, C, h, w); never nothing."""
+def standing_weights(world: "WorldModel", truth: Tensor, first: Tensor) -> Tensor:
+    """What counts more of things that stand where they stood in the first frame (B, 1, C, h, w)."""
     seen = difference(truth, world.tokenizer.background_latent())
-    return 1e-3 + seen * (1.0 - difference(truth, first))
+    return world.config.loss.standing_weight * seen * (1.0 - difference(truth, first))
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:

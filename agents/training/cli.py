@@ -60,8 +60,7 @@ class Arguments:
     later it shows whether a dream repairs its own damage. Batches shrink as clips grow."""
     legs: int = 1
     """With --dream-frames, in the stage unroll: updates that such a dream lasts. Each learns from
-    its part of the dream and leaves the next one where it stopped, so batches need not shrink; all
-    but the first learn to keep what stands."""
+    its part of the dream and leaves the next one where it stopped, so batches need not shrink."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""

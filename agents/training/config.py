@@ -52,8 +52,7 @@ class StageConfig:
     """Frames of those clips."""
     legs: int = 1
     """Updates that such a dream lasts: each but the first goes on where the last one stopped, with
-    gradients through its own part alone, and learns to keep what stands. Long dreams at the price
-    of short ones."""
+    gradients through its own part alone. Long dreams at the price of short ones."""
     lead: tuple[int, int] = (1, 4)
     """Fewest and most true steps that a dream to learn from begins with, drawn evenly."""
     growth: float = 0.6
@@ -171,11 +170,14 @@ RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0)
 It is not lost for good, so its error counts squared."""
 
 
+LASTING = LossConfig(standing_weight=6.0)
+"""What counts in dreams that are so long that most of what moves has gone astray."""
+
+
 def dreaming(stage: StageConfig, frames: int, legs: int = 1) -> StageConfig:
     """The stage with dreams in clips of so many frames; its updates cost about the same.
 
-    An unrolled dream may be learned from in several legs, one an update: the first as ever, the
-    others for what stands in them.
+    An unrolled dream may be learned from in several legs, one an update.
 
     Damage that a dream does to itself shows late: a thing that another has passed over comes out
     a little of the other's colour, and stays so. Who only ever learned from short dreams has never
@@ -194,7 +196,7 @@ def dreaming(stage: StageConfig, frames: int, legs: int = 1) -> StageConfig:
         )
     longest = stage.rollout_frames if stage.rollout else stage.unroll_frames
     if stage.unroll and legs > 1:
-        stage = dataclasses.replace(stage, legs=legs)
+        stage = dataclasses.replace(stage, legs=legs, loss=stage.loss or LASTING)
     batch = max(LEAST_BATCH, round(stage.batch * min(1.0, stage.legs * longest / frames)))
     return dataclasses.replace(stage, batch=batch, rollout_frames=frames, unroll_frames=frames)
 

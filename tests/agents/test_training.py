@@ -483,9 +483,11 @@ def test_dreams_in_legs_are_long_without_smaller_batches() -> None:
     plain = run_config(tyro.cli(Arguments, args=words)).stages
     legs = ["--dream-frames", "72", "--legs", "3"]
     stages = run_config(tyro.cli(Arguments, args=[*words, *legs])).stages
-    assert stages[0].legs == 1  # its dreams are of one piece
+    assert (stages[0].legs, stages[0].loss) == (1, None)  # its dreams are of one piece
     assert (stages[1].legs, stages[1].unroll_frames) == (3, 72)
     assert stages[1].batch == plain[1].batch
+    assert stages[1].loss is not None
+    assert stages[1].loss.standing_weight > 0
     with pytest.raises(ValueError, match="--legs divides long dreams: say how long"):
         run_config(tyro.cli(Arguments, args=[*words, "--legs", "3"]))
     with pytest.raises(ValueError, match="legs must be at least 1, got 0"):
