@@ -43,7 +43,7 @@ class EvolveConfig:
     """Episodes that are there already and that every world also learns from: those that --from has
     learned from, so that it forgets nothing."""
     size: str = "small"
-    """tiny, compact, small or medium."""
+    """tiny, compact, wide, small or medium."""
     stages: tuple[str, ...] = ("tokenizer", "dynamics", "rollout", "unroll")
     """What the first world learns, as for `kairos train`."""
     updates: tuple[int, ...] | None = None

@@ -108,7 +108,7 @@ class Arguments:
     minutes: float = 60.0
     """Wall-clock budget."""
     size: str = "small"
-    """tiny, compact, small or medium."""
+    """tiny, compact, wide, small or medium."""
     description: str = ""
     """One sentence for its card."""
     seed: int = 0
