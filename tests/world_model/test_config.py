@@ -205,7 +205,9 @@ def test_a_loss_that_would_teach_nonsense_is_refused(name: str, value: float) ->
 
 
 def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no size 'huge'; there are tiny, compact, wide, small, medium"):
+    with pytest.raises(
+        ValueError, match="no size 'huge'; there are tiny, compact, wide, small, medium"
+    ):
         world_config("huge", action_size=2, state_size=0)
 
 
