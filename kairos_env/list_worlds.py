@@ -50,18 +50,8 @@ def run(options: WorldsOptions) -> None:
     world = options.world
     if world == UNTRAINED:
         raise ValueError(f"{UNTRAINED} is built with random weights: no world.json describes it")
-    if options.settings:
-        if world is None:
-            raise ValueError("--set changes one world: name its folder")
-        folder = adjust_world(world, parse_settings(options.settings), options.why)
-        Console().print(f"changed {folder}; what was measured of it before is left out")
-        return
-    if options.back is not None:
-        if world is None or options.start is None:
-            raise ValueError(
-                "--back changes one world: name its folder, and where from with --from"
-            )
-        folder = go_back(world, options.start, options.back, options.why)
+    if options.settings or options.back is not None:
+        folder = changed(options)
         Console().print(f"changed {folder}; what was measured of it before is left out")
         return
     if options.remake:
@@ -69,6 +59,20 @@ def run(options: WorldsOptions) -> None:
         sys.stdout.write(remake_script(manifest))
         return
     Console().print(overview() if world is None else details(find_world(world)))
+
+
+def changed(options: WorldsOptions) -> Path:
+    """Change one world as the options say; returns its folder."""
+    world = options.world
+    if options.back is None:
+        if world is None:
+            raise ValueError("--set changes one world: name its folder")
+        return adjust_world(world, parse_settings(options.settings), options.why)
+    if options.settings:
+        raise ValueError("--set and --back are two changes: make one after the other")
+    if world is None or options.start is None:
+        raise ValueError("--back changes one world: name its folder, and where from with --from")
+    return go_back(world, options.start, options.back, options.why)
 
 
 def overview() -> Table:

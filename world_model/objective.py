@@ -279,8 +279,7 @@ def unrolled_loss(
         seen, rows = seen_error(world.tokenizer, frames, later, seeds)
         places = places.index_put(rows, world.config.loss.picture_weight * seen, accumulate=True)
     error = robust(places, world.config.loss.robust_place)
-    weights = latent_weights(world, truth) + standing_weights(world, truth, before[:, :1])
-    error = frame_means(error, weights[:, real:])
+    error = frame_means(error, latent_weights(world, truth, before[:, :1])[:, real:])
     total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
     if world.config.loss.heads_weight:
@@ -473,18 +472,18 @@ def action_loss(
     return total, {f"{name}_loss": total.detach()}
 
 
-def latent_weights(world: "WorldModel", truth: Tensor) -> Tensor:
-    """1, and more where something moved or is not background: (B, T, 1, h, w)."""
+def latent_weights(world: "WorldModel", truth: Tensor, first: Tensor | None = None) -> Tensor:
+    """1, and more where something moved or is not background: (B, T, 1, h, w).
+
+    With the first frame (B, 1, C, h, w) of dreams, also more where something stands since then.
+    """
     loss = world.config.loss
     earlier = torch.cat([truth[:, :1], truth[:, :-1]], dim=1)
     moved, seen = difference(truth, earlier), difference(truth, world.tokenizer.background_latent())
-    return 1.0 + loss.change_weight * moved + loss.foreground_weight * seen
-
-
-def standing_weights(world: "WorldModel", truth: Tensor, first: Tensor) -> Tensor:
-    """What counts more of things that stand where they stood in the first frame (B, 1, C, h, w)."""
-    seen = difference(truth, world.tokenizer.background_latent())
-    return world.config.loss.standing_weight * seen * (1.0 - difference(truth, first))
+    weights = 1.0 + loss.change_weight * moved + loss.foreground_weight * seen
+    if first is not None and loss.standing_weight:
+        weights = weights + loss.standing_weight * seen * (1.0 - difference(truth, first))
+    return weights
 
 
 def difference(one: Tensor, other: Tensor) -> Tensor:

@@ -85,6 +85,18 @@ class Size:
     """`TransformerConfig.second_look`."""
 
 
+COMPACT = Size(
+    dim=96,
+    action_dim=32,
+    heads=3,
+    groups=1,
+    stem_channels=32,
+    head_blocks=2,
+    patch=4,
+    tokenizer=(16, 32, 64),
+    head_hidden=128,
+)
+
 SIZES = {
     "tiny": Size(
         dim=32,
@@ -99,31 +111,10 @@ SIZES = {
         # After a few updates every change is small; with a threshold nothing would ever move.
         stillness=0.0,
     ),
-    "compact": Size(
-        dim=96,
-        action_dim=32,
-        heads=3,
-        groups=1,
-        stem_channels=32,
-        head_blocks=2,
-        patch=4,
-        tokenizer=(16, 32, 64),
-        head_hidden=128,
-    ),
+    "compact": COMPACT,
     # compact where it remembers, small where it sees and draws; compact worlds grow into it with
     # --reshape.
-    "wide": Size(
-        dim=96,
-        action_dim=32,
-        heads=3,
-        groups=1,
-        stem_channels=64,
-        head_blocks=3,
-        patch=4,
-        tokenizer=(16, 32, 64),
-        head_hidden=128,
-        head_channels=32,
-    ),
+    "wide": dataclasses.replace(COMPACT, stem_channels=64, head_blocks=3, head_channels=32),
     "small": Size(
         dim=160,
         action_dim=64,

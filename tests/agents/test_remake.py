@@ -153,6 +153,10 @@ def test_figures_of_another_dream_are_not_kept(made: Path) -> None:
         (["--back", "0.5", "--from", "push", "--why", "w"], "was not trained from push as it is"),
         (["--back", "1", "--from", "push", "--why", "w"], "a share of the way, between 0 and 1"),
         (["--back", "0.5", "--why", "w"], "name its folder, and where from"),
+        (
+            ["--back", "0.5", "--from", "push", "--set", "stillness=0.2", "--why", "w"],
+            "--set and --back are two changes",
+        ),
     ],
 )
 def test_settings_that_cannot_be_change_nothing(

@@ -7,7 +7,7 @@ import torch
 from tiny_worlds import make_clips, make_world
 
 from kairos_env.world_model.history import cut
-from kairos_env.world_model.objective import standing_weights
+from kairos_env.world_model.objective import latent_weights
 from kairos_env.world_model.world_model import WorldModel
 
 B, SEEDS = 2, torch.tensor([4, 9])
@@ -62,7 +62,7 @@ def test_what_stands_since_the_first_frame_counts_more() -> None:
     truth[:, :, :, 1, 1] += 2.0  # stands
     truth[:, 0, :, 4, 4] += 2.0  # leaves
     truth[:, 1, :, 5, 5] += 2.0  # comes
-    weight = standing_weights(world, truth, truth[:, :1])
+    weight = latent_weights(world, truth, truth[:, :1]) - latent_weights(world, truth)
     expected = torch.zeros(1, 2, 1, 8, 8)
     expected[:, :, :, 1, 1] = 6.0
     expected[:, 0, :, 4, 4] = 6.0  # it has not moved yet
