@@ -137,6 +137,9 @@ class TransformerConfig:
     """The distance from the anchor, as root mean square over the channels of a latent, below which
     a place of a dreamed frame is taken to look as it did there, to the bit: what looks nearly as at
     first is as at first."""
+    restore: bool = False
+    """Whether the convolutional head also says, place by place, how much of the anchor is there
+    again: what was covered for a while is then uncovered as it was, not drawn anew."""
     recollect: bool = False
     """Whether the convolutional head also reads what the frame before made of all it remembered:
     what comes back into sight is drawn from there."""
@@ -198,6 +201,11 @@ class TransformerConfig:
             raise ValueError(
                 "TransformerConfig.homing must not be negative, and above 0 only with an anchor, "
                 f"got {self.homing} with anchor={self.anchor}"
+            )
+        if self.restore and not (self.anchor and self.stem == "conv"):
+            raise ValueError(
+                "TransformerConfig.restore needs stem 'conv' and an anchor, "
+                f"got {self.stem!r} with anchor={self.anchor}"
             )
         if self.recollect and self.stem != "conv":
             raise ValueError(f"TransformerConfig.recollect needs stem 'conv', got {self.stem!r}")

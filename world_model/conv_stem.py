@@ -95,6 +95,11 @@ class ConvHead(nn.Module):
         # The first guess of an untrained model is that nothing moves.
         for parameter in self.conv.parameters():
             nn.init.zeros_(parameter)
+        self.restore = nn.Conv2d(channels, 1, 3, padding=1) if config.restore else None
+        if self.restore is not None:
+            # A world that learns it later begins as it was.
+            for parameter in self.restore.parameters():
+                nn.init.zeros_(parameter)
         self.stillness = config.stillness
 
     def lay_out(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
@@ -114,10 +119,13 @@ class ConvHead(nn.Module):
         frames, t = t.shape[:2], t.flatten(0, 1)
         for block in self.blocks:
             x = block(x, t)
-        residual: Tensor = self.conv(x).unflatten(0, frames)
+        change: Tensor = self.conv(x).unflatten(0, frames)
+        if self.restore is not None:
+            share = within_one(self.restore(x).unflatten(0, frames))
+            change = torch.lerp(change, previous[:, :, 0] - previous[:, :, -1], share)
         if self.stillness:
-            residual = settled(residual, self.stillness)
-        return previous[:, :, -1] + residual
+            change = settled(change, self.stillness)
+        return previous[:, :, -1] + change
 
 
 def patches_to_tokens(x: Tensor, patch: nn.Conv2d) -> Tensor:
@@ -156,6 +164,11 @@ def settled(change: Tensor, least: float) -> Tensor:
     """
     size = change.detach().square().mean(-3, keepdim=True).sqrt()
     return change - change.detach() * (size < least)
+
+
+def within_one(share: Tensor) -> Tensor:
+    """Numbers as shares from 0 to 1. Gradients pass as in `settled`, also out of an end."""
+    return share + (share.clamp(0.0, 1.0) - share).detach()
 
 
 def homed(frames: Tensor, anchor: Tensor, within: float) -> Tensor:

@@ -154,13 +154,15 @@ def world_config(
     layers: tuple[LayerKind, ...] | None = None,
     text: bool = False,
     temporal: int = 1,
+    restore: bool = False,
     recollect: bool = False,
 ) -> WorldConfig:
     """The world model of a size for an environment with these actions, states and frames.
 
     `layers` names other kinds of memory than the size's (SWA, SWA, DSWA, GLA) groups; a world with
     `text` reads what it is told in words; `temporal` frames are coded as one latent frame; with
-    `recollect` it draws what comes back into sight (`TransformerConfig.recollect`).
+    `restore` it uncovers what stands still as it was at first, with `recollect` it draws what comes
+    back into sight (`TransformerConfig`).
     """
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
@@ -189,6 +191,7 @@ def world_config(
         anchor=True,
         stillness=s.stillness,
         second_look=s.second_look,
+        restore=restore,
         recollect=recollect,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,

@@ -61,6 +61,9 @@ class Arguments:
     legs: int = 1
     """With --dream-frames, in the stage unroll: updates that such a dream lasts. Each learns from
     its part of the dream and leaves the next one where it stopped, so batches need not shrink."""
+    restore: bool = False
+    """The head may say, place by place, that a frame looks there as the dream's first one did: for
+    a camera that stands still. A world to begin with takes it on with --reshape."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""

@@ -269,6 +269,8 @@ class TrainConfig:
     """Frames that the tokenizer codes as one latent frame; a step's frames are a multiple of it."""
     text: bool = False
     """Whether the world reads what it is told in words: the texts of the episodes."""
+    restore: bool = False
+    """Whether the world's head restores what stands still (`TransformerConfig.restore`)."""
     recollect: bool = False
     """Whether the world's head recollects (`TransformerConfig.recollect`)."""
     history: int | None = None
@@ -277,8 +279,8 @@ class TrainConfig:
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""
     reshape: bool = False
-    """Build the shape that `size`, `layers`, `text`, `temporal` and `recollect` say instead, and
-    take from the world to begin with every weight that fits."""
+    """Build the shape that `size`, `layers`, `text`, `temporal`, `restore` and `recollect` say
+    instead, and take from the world to begin with every weight that fits."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None
     """Name of the world; the folder's name when not given."""

@@ -238,6 +238,7 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         layers=config.layers,
         text=config.text,
         temporal=config.temporal,
+        restore=config.restore,
         recollect=config.recollect,
     )
     with torch.random.fork_rng(devices=[]):

@@ -23,8 +23,8 @@ from kairos_env.world_model.world_model import WorldModel
 B, T, P, C, SIDE = 2, 3, 3, 4, 8
 
 
-def head(stillness: float) -> tuple[ConvHead, TransformerConfig]:
-    config = world_config("tiny", action_size=2, state_size=0).transformer
+def head(stillness: float, **shape: bool) -> tuple[ConvHead, TransformerConfig]:
+    config = world_config("tiny", action_size=2, state_size=0, **shape).transformer
     config = dataclasses.replace(config, stillness=stillness)
     torch.manual_seed(0)
     return ConvHead(config), config
@@ -209,10 +209,11 @@ def test_a_head_that_recollects_reads_the_tokens_of_the_frame_before() -> None:
     assert make_world().start(clips["frames"][:, :1], seeds=torch.arange(2)).tokens is None
 
 
-def test_a_world_that_learns_to_recollect_begins_as_it_was() -> None:
+@pytest.mark.parametrize("what", ["recollect", "restore"])
+def test_a_world_that_learns_it_later_begins_as_it_was(what: str) -> None:
     plain, new = (
-        WorldModel(world_config("tiny", action_size=2, state_size=3, recollect=recollect))
-        for recollect in (False, True)
+        WorldModel(world_config("tiny", action_size=2, state_size=3, **shape))
+        for shape in ({}, {what: True})
     )
     new.load_state_dict(plain.state_dict(), strict=False)
     clips = make_clips(2, 4)
@@ -220,7 +221,35 @@ def test_a_world_that_learns_to_recollect_begins_as_it_was() -> None:
     assert torch.equal(*(one_step(world, latents, clips["actions"]) for world in (plain, new)))
 
 
-def test_only_a_convolutional_head_recollects() -> None:
+@pytest.mark.parametrize(
+    ("what", "needs"),
+    [
+        ("recollect", "needs stem 'conv', got 'patch'"),
+        ("restore", "needs stem 'conv' and an anchor, got 'patch' with anchor=True"),
+    ],
+)
+def test_only_a_convolutional_head_recollects_and_restores(what: str, needs: str) -> None:
     config = world_config("tiny", action_size=2, state_size=0).transformer
-    with pytest.raises(ValueError, match="recollect needs stem 'conv', got 'patch'"):
-        dataclasses.replace(config, recollect=True, stem="patch", second_look=0.0)
+    with pytest.raises(ValueError, match=f"{what} {needs}"):
+        dataclasses.replace(config, stem="patch", second_look=0.0, **{what: True})
+
+
+@pytest.mark.parametrize(("said", "share"), [(-3.0, 0.0), (0.25, 0.25), (1.0, 1.0), (3.0, 1.0)])
+def test_a_head_that_restores_says_how_much_of_the_first_frame_is_back(
+    said: float, share: float
+) -> None:
+    module, config = head(stillness=0.0, restore=True)
+    torch.nn.init.normal_(module.conv.weight)
+    previous = torch.randn(B, T, P, C, SIDE, SIDE)
+    rng = torch.get_rng_state()
+    drawn = read(module, config, previous)
+    assert module.restore is not None
+    torch.nn.init.constant_(module.restore.bias, said)
+    torch.set_rng_state(rng)
+    frames = read(module, config, previous)
+    first = previous[:, :, 0]
+    torch.testing.assert_close(frames, (1 - share) * drawn + share * first, atol=1e-4, rtol=1e-4)
+    # Wherever it is wrong it can learn better, also where it is wholly sure.
+    (frames - first + 1.0).square().sum().backward()
+    assert module.restore.bias.grad is not None
+    assert module.restore.bias.grad.abs() > 0
