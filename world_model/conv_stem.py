@@ -122,7 +122,8 @@ class ConvHead(nn.Module):
         change: Tensor = self.conv(x).unflatten(0, frames)
         if self.restore is not None:
             share = within_one(self.restore(x).unflatten(0, frames))
-            change = torch.lerp(change, previous[:, :, 0] - previous[:, :, -1], share)
+            back = previous[:, :, 0] - previous[:, :, -1]
+            change = change + share * (back - change)
         if self.stillness:
             change = settled(change, self.stillness)
         return previous[:, :, -1] + change

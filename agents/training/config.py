@@ -170,7 +170,7 @@ RETURNING = LossConfig(robust=1.0, change_weight=12.0, foreground_weight=6.0)
 It is not lost for good, so its error counts squared."""
 
 
-LASTING = LossConfig(standing_weight=6.0)
+LASTING = LossConfig(standing_weight=2.0)
 """What counts in dreams that are so long that most of what moves has gone astray."""
 
 

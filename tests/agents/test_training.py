@@ -346,6 +346,22 @@ def test_what_shall_be_remembered_fits_into_the_clips() -> None:
         run_config(tyro.cli(Arguments, args=[*words[:4], "0"]))
 
 
+def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path) -> None:
+    words = [str(data), "--out", str(tmp_path / "w"), "--from", str(finished), "--size", "tiny"]
+    plain = run_config(tyro.cli(Arguments, args=words))
+    asked = run_config(tyro.cli(Arguments, args=[*words, "--reshape", "--restore"]))
+    assert (plain.restore, asked.restore) == (False, True)
+    world = loop.shaped_world(asked, TrainingData(asked))
+    begun = load_world(finished).model
+    assert world.config.transformer.restore
+    assert not begun.config.transformer.restore
+    theirs = begun.state_dict()
+    ours = world.state_dict()
+    assert all(torch.equal(ours[name], x) for name, x in theirs.items())
+    head = "mixture.video.head.restore"
+    assert set(ours) - set(theirs) == {f"{head}.weight", f"{head}.bias"}
+
+
 def test_the_stage_of_the_heads_changes_nothing_else(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:

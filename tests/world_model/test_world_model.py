@@ -269,11 +269,11 @@ def test_what_does_not_fit_is_refused_by_name(world: WorldModel) -> None:
 # ---------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("recollect", [False, True])
+@pytest.mark.parametrize("shape", [{}, {"recollect": True}, {"restore": True}])
 @pytest.mark.parametrize("F", [1, 2])
-def test_training_predicts_what_a_step_predicts(F: int, recollect: bool) -> None:
+def test_training_predicts_what_a_step_predicts(F: int, shape: dict[str, bool]) -> None:
     """With a clean history and a step's own noise, the loss measures the errors of single steps."""
-    world = make_world(frames_per_chunk=F, second_look=0.0, recollect=recollect)
+    world = make_world(frames_per_chunk=F, second_look=0.0, **shape)
     clips, seeds = make_clips(2, 3 * F, frames_per_chunk=F), torch.tensor([4, 5])
     truth, actions = world.tokenizer.encode(clips["frames"]), clips["actions"]
     draws = draw(world, clips)
