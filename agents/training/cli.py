@@ -17,6 +17,7 @@ from kairos_env.agents.training.config import (
     StageConfig,
     TrainConfig,
     dreaming,
+    exacting,
     remembering,
 )
 from kairos_env.agents.training.learner import DivergedError
@@ -61,6 +62,10 @@ class Arguments:
     legs: int = 1
     """With --dream-frames, in the stage unroll: updates that such a dream lasts. Each learns from
     its part of the dream and leaves the next one where it stopped, so batches need not shrink."""
+    squared_to: float | None = None
+    """Error of a place of a dreamed frame, in the stage unroll, up to which it counts squared, and
+    less beyond. The default, 0.2, lets go what a dream has lost; more, such as 2, asks for exact
+    places late in a dream, of a world in which all can be foreseen."""
     restore: bool = False
     """The head may say, place by place, that a frame looks there as the dream's first one did: for
     a camera that stands still. A world to begin with takes it on with --reshape."""
@@ -87,6 +92,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
     options = vars(arguments) | {"stages": chosen_stages(arguments)}
     del options["steps"]
     memory, dreams, legs = (options.pop(name) for name in ("memory", "dream_frames", "legs"))
+    squared_to = options.pop("squared_to")
     if dreams is not None:
         options["stages"] = tuple(dreaming(stage, dreams, legs) for stage in options["stages"])
     elif legs != 1:
@@ -96,6 +102,8 @@ def run_config(arguments: Arguments) -> TrainConfig:
             raise ValueError(f"--memory is a number of frames, at least 1, got {memory}")
         options["stages"] = tuple(remembering(stage, memory) for stage in options["stages"])
         options["recollect"] = True
+    if squared_to is not None:
+        options["stages"] = tuple(exacting(stage, squared_to) for stage in options["stages"])
     return TrainConfig(**options)
 
 

@@ -201,6 +201,14 @@ def dreaming(stage: StageConfig, frames: int, legs: int = 1) -> StageConfig:
     return dataclasses.replace(stage, batch=batch, rollout_frames=frames, unroll_frames=frames)
 
 
+def exacting(stage: StageConfig, squared_to: float) -> StageConfig:
+    """The stage with dreams whose errors count squared up to here (`LossConfig.robust_place`)."""
+    if not stage.unroll:
+        return stage
+    loss = dataclasses.replace(stage.loss or LossConfig(), robust_place=squared_to)
+    return dataclasses.replace(stage, loss=loss)
+
+
 def remembering(stage: StageConfig, frames: int) -> StageConfig:
     """The stage with clips in which something `frames` frames ago can still matter.
 

@@ -346,6 +346,18 @@ def test_what_shall_be_remembered_fits_into_the_clips() -> None:
         run_config(tyro.cli(Arguments, args=[*words[:4], "0"]))
 
 
+def test_dreams_are_asked_for_exact_places() -> None:
+    words = ["D", "--out", "W", "--memory", "30", "--stages", "tokenizer", "dynamics", "unroll"]
+    plain = run_config(tyro.cli(Arguments, args=words)).stages
+    asked = run_config(tyro.cli(Arguments, args=[*words, "--squared-to", "2"])).stages
+    assert asked[:2] == plain[:2]
+    loss = plain[2].loss
+    assert loss is not None
+    assert asked[2].loss == dataclasses.replace(loss, robust_place=2.0)
+    with pytest.raises(ValueError, match="robust_place must be positive, got 0"):
+        run_config(tyro.cli(Arguments, args=[*words, "--squared-to", "0"]))
+
+
 def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path) -> None:
     words = [str(data), "--out", str(tmp_path / "w"), "--from", str(finished), "--size", "tiny"]
     plain = run_config(tyro.cli(Arguments, args=words))
