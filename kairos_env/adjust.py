@@ -23,6 +23,7 @@ ADJUSTABLE = {
     "second_look": "transformer",
     "stillness": "transformer",
     "homing": "transformer",
+    "reserve": "transformer",
     "end_threshold": "heads",
     "denoise_steps": "",
     "history_noise": "",

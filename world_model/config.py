@@ -140,6 +140,9 @@ class TransformerConfig:
     restore: bool = False
     """Whether the convolutional head also says, place by place, how much of the anchor is there
     again: what was covered for a while is then uncovered as it was, not drawn anew."""
+    reserve: float = 0.0
+    """What is taken off every share that is restored: a little of a place in each frame would in a
+    hundred frames be all of it, and what has come to rest there would dissolve."""
     recollect: bool = False
     """Whether the convolutional head also reads what the frame before made of all it remembered:
     what comes back into sight is drawn from there."""
@@ -206,6 +209,11 @@ class TransformerConfig:
             raise ValueError(
                 "TransformerConfig.restore needs stem 'conv' and an anchor, "
                 f"got {self.stem!r} with anchor={self.anchor}"
+            )
+        if not 0 <= self.reserve < 1 or (self.reserve and not self.restore):
+            raise ValueError(
+                "TransformerConfig.reserve must be a share from 0 up to, not including, 1, and "
+                f"above 0 only with restore, got {self.reserve} with restore={self.restore}"
             )
         if self.recollect and self.stem != "conv":
             raise ValueError(f"TransformerConfig.recollect needs stem 'conv', got {self.stem!r}")

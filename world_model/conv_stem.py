@@ -100,6 +100,7 @@ class ConvHead(nn.Module):
             # A world that learns it later begins as it was.
             for parameter in self.restore.parameters():
                 nn.init.zeros_(parameter)
+        self.reserve = config.reserve
         self.stillness = config.stillness
 
     def lay_out(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
@@ -121,7 +122,7 @@ class ConvHead(nn.Module):
             x = block(x, t)
         change: Tensor = self.conv(x).unflatten(0, frames)
         if self.restore is not None:
-            share = within_one(self.restore(x).unflatten(0, frames))
+            share = within_one(self.restore(x).unflatten(0, frames) - self.reserve)
             back = previous[:, :, 0] - previous[:, :, -1]
             change = change + share * (back - change)
         if self.stillness:

@@ -234,11 +234,22 @@ def test_only_a_convolutional_head_recollects_and_restores(what: str, needs: str
         dataclasses.replace(config, stem="patch", second_look=0.0, **{what: True})
 
 
-@pytest.mark.parametrize(("said", "share"), [(-3.0, 0.0), (0.25, 0.25), (1.0, 1.0), (3.0, 1.0)])
+@pytest.mark.parametrize("shape", [{"reserve": 0.1}, {"reserve": 1.0, "restore": True}])
+def test_a_reserve_without_anything_restored_is_refused(shape: dict[str, Any]) -> None:
+    config = world_config("tiny", action_size=2, state_size=0).transformer
+    with pytest.raises(ValueError, match="reserve must be a share from 0 up to, not including, 1"):
+        dataclasses.replace(config, **shape)
+
+
+@pytest.mark.parametrize(
+    ("said", "reserve", "share"),
+    [(-3.0, 0.0, 0.0), (0.25, 0.0, 0.25), (0.25, 0.1, 0.15), (0.25, 0.3, 0.0), (3.0, 0.1, 1.0)],
+)
 def test_a_head_that_restores_says_how_much_of_the_first_frame_is_back(
-    said: float, share: float
+    said: float, reserve: float, share: float
 ) -> None:
     module, config = head(stillness=0.0, restore=True)
+    module.reserve = reserve
     torch.nn.init.normal_(module.conv.weight)
     previous = torch.randn(B, T, P, C, SIDE, SIDE)
     rng = torch.get_rng_state()
