@@ -140,7 +140,7 @@ SIZES = {
         head_hidden=384,
     ),
 }
-"""Our own worlds by size: `tiny` for tests, `small` for the bundled worlds, `medium` for a GPU."""
+"""Our own worlds by size: `tiny` for tests, `compact` to `small` for a CPU, `medium` for a GPU."""
 
 
 def world_config(
