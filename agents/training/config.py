@@ -322,6 +322,11 @@ class TrainConfig:
             raise ValueError(f"stages need different names, got {names}")
         if self.reshape and self.start is None:
             raise ValueError("reshape needs a world to take weights from; name it as start")
+        if self.restore and self.start is not None and not self.reshape:
+            raise ValueError(
+                "restore gives a world to begin with another head: add --reshape with its --size, "
+                "or leave it out where that world restores already"
+            )
         if self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
 

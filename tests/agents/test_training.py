@@ -363,6 +363,8 @@ def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path
     plain = run_config(tyro.cli(Arguments, args=words))
     asked = run_config(tyro.cli(Arguments, args=[*words, "--reshape", "--restore"]))
     assert (plain.restore, asked.restore) == (False, True)
+    with pytest.raises(ValueError, match="another head: add --reshape with its --size, or leave"):
+        run_config(tyro.cli(Arguments, args=[*words, "--restore"]))
     world = loop.shaped_world(asked, TrainingData(asked))
     begun = load_world(finished).model
     assert world.config.transformer.restore
