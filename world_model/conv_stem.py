@@ -4,7 +4,7 @@ A small transformer does not find motion from noise and attention alone: measure
 plateau for hundreds of steps, and with the previous frames' latents beside the noisy ones its loss
 falls fourfold in two hundred. The head predicts the clean frame as the previous frame plus a
 residual, so what stands still stays for free; residuals below `stillness` count as none, so it also
-stays for long.
+stays for long. With `restore` it can also take a place from the dream's first frame.
 
 Shapes: B batch, T frames, C latent channels, P previous frames, h w latent size, L tokens, D token
 width, N = B * T.
@@ -29,8 +29,7 @@ class ResidualBlock(nn.Module):
         self.film = nn.Linear(conditioning, 2 * channels)
         self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for parameter in self.conv2.parameters():
-            nn.init.zeros_(parameter)
+        set_to_zero(self.conv2)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Read x (N, channels, h, w) under t (N, conditioning); the shape of x stays."""
@@ -93,13 +92,11 @@ class ConvHead(nn.Module):
         )
         self.conv = nn.Conv2d(channels, config.video.channels, 3, padding=1)
         # The first guess of an untrained model is that nothing moves.
-        for parameter in self.conv.parameters():
-            nn.init.zeros_(parameter)
+        set_to_zero(self.conv)
         self.restore = nn.Conv2d(channels, 1, 3, padding=1) if config.restore else None
         if self.restore is not None:
             # A world that learns it later begins as it was.
-            for parameter in self.restore.parameters():
-                nn.init.zeros_(parameter)
+            set_to_zero(self.restore)
         self.reserve = config.reserve
         self.stillness = config.stillness
 
@@ -128,6 +125,12 @@ class ConvHead(nn.Module):
         if self.stillness:
             change = settled(change, self.stillness)
         return previous[:, :, -1] + change
+
+
+def set_to_zero(module: nn.Module) -> None:
+    """Let a layer say nothing until it has learned to."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
 
 
 def patches_to_tokens(x: Tensor, patch: nn.Conv2d) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kairos_env.world_model.attention import Attention
 from kairos_env.world_model.conditioning import ImageTokens, NoiseLevel, Text, two_layers
 from kairos_env.world_model.config import LayerKind, StreamConfig, TransformerConfig
-from kairos_env.world_model.conv_stem import ConvHead, ConvStem
+from kairos_env.world_model.conv_stem import ConvHead, ConvStem, set_to_zero
 from kairos_env.world_model.delta_net import GatedDeltaNet
 
 
@@ -117,8 +117,7 @@ class LookbackEmbed(nn.Module):
         super().__init__()
         self.linear = PatchEmbed(channels, dim, patch).linear
         self.previous = PatchEmbed(channels * previous, dim, patch)
-        for parameter in self.previous.parameters():
-            nn.init.zeros_(parameter)
+        set_to_zero(self.previous)
 
     def forward(self, latents: Tensor, previous: Tensor) -> Tensor:
         """(B, T, C, h, w) after (B, T, P, C, h, w) to tokens (B, T, L, D)."""
@@ -167,8 +166,7 @@ class VideoStream(Stream):
         self.recollect = two_layers(dim, dim) if config.recollect else None
         if self.recollect is not None:
             # A world that learns it later begins as it was.
-            for parameter in self.recollect[-1].parameters():
-                nn.init.zeros_(parameter)
+            set_to_zero(self.recollect[-1])
         self.image = ImageTokens(channels, dim) if config.published.image_tokens else None
 
 
