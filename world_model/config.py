@@ -141,7 +141,7 @@ class TransformerConfig:
     """Whether the convolutional head also says, place by place, how much of the anchor is there
     again: what was covered for a while is then uncovered as it was, not drawn anew."""
     reserve: float = 0.0
-    """What is taken off every share that is restored: a little of a place in each frame would in a
+    """The share below which nothing of a place is restored: a little of it in each frame would in a
     hundred frames be all of it, and what has come to rest there would dissolve."""
     recollect: bool = False
     """Whether the convolutional head also reads what the frame before made of all it remembered:

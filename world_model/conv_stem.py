@@ -119,7 +119,9 @@ class ConvHead(nn.Module):
             x = block(x, t)
         change: Tensor = self.conv(x).unflatten(0, frames)
         if self.restore is not None:
-            share = within_one(self.restore(x).unflatten(0, frames) - self.reserve)
+            share = within_one(self.restore(x).unflatten(0, frames))
+            if self.reserve:
+                share = share - share.detach() * (share < self.reserve)
             back = previous[:, :, 0] - previous[:, :, -1]
             change = change + share * (back - change)
         if self.stillness:

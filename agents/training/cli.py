@@ -10,8 +10,8 @@ from rich.console import Console
 
 from kairos_env.agents.training.allocator import keep_freed_memory
 from kairos_env.agents.training.config import (
+    FINISHING_STAGES,
     FURTHER_STAGES,
-    HEADS_STAGES,
     ROBOT_STAGES,
     WORLD_STAGES,
     StageConfig,
@@ -41,8 +41,9 @@ class Arguments:
     """A world to begin with, by name or folder; the default is then only the last stage."""
     stages: tuple[str, ...] | None = None
     """Stages to run, in this order: tokenizer, dynamics, rollout, unroll. Default: all. An imported
-    network learns to answer to actions in the stage robot; in the stage heads a world that dreams
-    already learns to read its dreams, and all else stays as it is."""
+    network learns to answer to actions in the stage robot. A world that dreams already learns in
+    the stage decoder to draw more exactly what it dreams, and in the stage heads to read it; all
+    else stays as it is."""
     steps: tuple[int, ...] | None = None
     """Updates of each stage instead of a budget in minutes: the same weights on every machine of
     the same kind."""
@@ -110,7 +111,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
 def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
     """The stages that are named, or those that a run of this kind has, with their updates."""
     known = FURTHER_STAGES if arguments.start else WORLD_STAGES
-    stages = {stage.name: stage for stage in (*known, *HEADS_STAGES, *ROBOT_STAGES)}
+    stages = {stage.name: stage for stage in (*known, *FINISHING_STAGES, *ROBOT_STAGES)}
     default = known[-1:] if arguments.start else known
     names = arguments.stages or tuple(stage.name for stage in default)
     unknown = [name for name in names if name not in stages]

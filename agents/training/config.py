@@ -13,7 +13,7 @@ from kairos_env.world_model.config import LayerKind
 from kairos_env.world_model.objective import LossConfig
 from kairos_env.world_model.presets import SIZES
 
-Learned = Literal["tokenizer", "dynamics", "heads"]
+Learned = Literal["tokenizer", "decoder", "dynamics", "heads"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class StageConfig:
         self._require_numbers()
         if not self.own and not self.films:
             raise ValueError(f"stage {self.name} has no data: name films, or use the run's own")
-        if self.learns == "tokenizer":
+        if self.draws:
             return
         if self.films and not self.watches:
             raise ValueError(
@@ -112,6 +112,11 @@ class StageConfig:
                 raise ValueError(
                     f"stage {self.name}: {name} must lie in [0, 1], got {getattr(self, name)}"
                 )
+
+    @property
+    def draws(self) -> bool:
+        """Whether it learns from frames as they are, and nothing of what comes next."""
+        return self.learns in ("tokenizer", "decoder")
 
     @property
     def dreams(self) -> bool:
@@ -186,7 +191,7 @@ def dreaming(stage: StageConfig, frames: int, legs: int = 1) -> StageConfig:
     Raises:
         ValueError: So few frames leave nothing to dream.
     """
-    if stage.learns == "tokenizer" or not stage.dreams:
+    if stage.draws or not stage.dreams:
         return stage
     if frames < stage.lead[1] + legs:
         raise ValueError(
@@ -217,7 +222,7 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
     not seen how fast a thing moves cannot know where it comes back, and learns to show no such
     thing.
     """
-    if stage.learns == "tokenizer":
+    if stage.draws:
         return stage
     fewest, most = max(1, frames // 4), max(1, frames // 2)
     longer = {"frames": 0, "rollout_frames": fewest, "unroll_frames": fewest}
@@ -233,7 +238,16 @@ def remembering(stage: StageConfig, frames: int) -> StageConfig:
     )
 
 
-HEADS_STAGES = (
+FINISHING_STAGES = (
+    StageConfig(
+        name="decoder",
+        learns="decoder",
+        batch=32,
+        frames=2,
+        learning_rate=1e-3,
+        ema=0.995,
+        weight_decay=0.0,
+    ),
     StageConfig(
         name="heads",
         learns="heads",
@@ -242,7 +256,8 @@ HEADS_STAGES = (
         weight_decay=0.0,
     ),
 )
-"""How the heads of a world that dreams already learn to read it; all else stays as it is."""
+"""How the pictures of a world that dreams already grow more exact, and how its heads learn to read
+it; all else stays as it is."""
 
 ROBOT_STAGES = (
     StageConfig(name="robot", learns="dynamics", learning_rate=1e-3, warmup=10, ema=0.99),

@@ -381,12 +381,13 @@ def make_learner(
         data = data.of(stage)
     world = world.variant(frame_size=data.spec.frame_size, loss=stage.loss)
     world.requires_grad_(False)
-    if stage.learns == "tokenizer":
+    if stage.draws:
         if not isinstance(world.tokenizer, Tokenizer):
             raise ValueError(
                 f"stage {stage.name}: an imported tokenizer stays as it is; leave this stage out"
             )
-        world.tokenizer.requires_grad_(True)
+        drawing = stage.learns == "decoder"
+        (world.tokenizer.decoder if drawing else world.tokenizer).requires_grad_(True)
         clips = data.clips(stage, seed, frames=stage.frames)
         tokenizer = processes.sharded(world.tokenizer, ("loss",))
         reconstruct = TokenizerObjective(tokenizer, clips, stage, seed, config.device)

@@ -40,7 +40,7 @@ def validate(learner: Learner) -> Metrics:
     learner.target.load_state_dict(average)
     try:
         with torch.no_grad():
-            if learner.stage.learns == "tokenizer":
+            if learner.stage.draws:
                 return reconstruct(learner.world, learner.data, learner.stage, picture)
             if learner.stage.watches:
                 return explain(learner.world, learner.data, learner.stage)

@@ -19,7 +19,7 @@ from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.clips import TrainingData
-from kairos_env.agents.training.config import HEADS_STAGES, StageConfig, TrainConfig
+from kairos_env.agents.training.config import FINISHING_STAGES, StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError, DynamicsObjective, Learner
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
@@ -376,15 +376,25 @@ def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path
     assert set(ours) - set(theirs) == {f"{head}.weight", f"{head}.bias"}
 
 
-def test_the_stage_of_the_heads_changes_nothing_else(
-    data: Path, finished: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "part", "among"),
+    [
+        ("heads", "heads", {"mean", "mlp", "places", "sketched"}),
+        ("decoder", "tokenizer", {"decoder"}),
+    ],
+)
+def test_a_stage_for_one_part_changes_nothing_else(
+    name: str, part: str, among: set[str], data: Path, finished: Path, tmp_path: Path
 ) -> None:
-    stage = dataclasses.replace(HEADS_STAGES[0], steps=2, batch=2, frames=6)
+    stage = next(stage for stage in FINISHING_STAGES if stage.name == name)
+    stage = dataclasses.replace(stage, steps=2, batch=2, frames=6)
     world = loop.train(config_for(data, tmp_path / "w", start=str(finished), stages=(stage,)))
     before, after = (load_world(path).model.state_dict() for path in (finished, world))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name.split(".")[0] for name in changed} == {"heads"}
-    assert {name.split(".")[1] for name in changed} >= {"mean", "mlp", "places", "sketched"}
+    assert {name.split(".")[0] for name in changed} == {part}
+    parts = {name.split(".")[1] for name in changed}
+    assert parts >= among
+    assert "encoder" not in parts
 
 
 def test_a_dream_to_learn_from_begins_with_as_much_truth_as_its_stage_says(

@@ -243,7 +243,7 @@ def test_a_reserve_without_anything_restored_is_refused(shape: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     ("said", "reserve", "share"),
-    [(-3.0, 0.0, 0.0), (0.25, 0.0, 0.25), (0.25, 0.1, 0.15), (0.25, 0.3, 0.0), (3.0, 0.1, 1.0)],
+    [(-3.0, 0.0, 0.0), (0.25, 0.0, 0.25), (0.25, 0.2, 0.25), (0.25, 0.3, 0.0), (3.0, 0.3, 1.0)],
 )
 def test_a_head_that_restores_says_how_much_of_the_first_frame_is_back(
     said: float, reserve: float, share: float
