@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.config import NORM_GROUPS, positive
+from kairos_env.world_model.conv_stem import set_to_zero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,7 @@ class Residual(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for parameter in self.conv2.parameters():
-            nn.init.zeros_(parameter)
+        set_to_zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, h, w), unchanged in shape."""

@@ -358,6 +358,24 @@ def test_dreams_are_asked_for_exact_places() -> None:
         run_config(tyro.cli(Arguments, args=[*words, "--squared-to", "0"]))
 
 
+def test_every_stage_learns_as_fast_as_it_is_told() -> None:
+    words = ["D", "--out", "W", "--from", "ball", "--stages", "unroll", "heads"]
+    plain = run_config(tyro.cli(Arguments, args=words)).stages
+    asked = run_config(tyro.cli(Arguments, args=[*words, "--learning-rate", "2e-4"])).stages
+    assert asked == tuple(dataclasses.replace(stage, learning_rate=2e-4) for stage in plain)
+    with pytest.raises(ValueError, match="learning_rate must be positive, got 0"):
+        run_config(tyro.cli(Arguments, args=[*words, "--learning-rate", "0"]))
+
+
+@pytest.mark.parametrize("option", [["--squared-to", "2"], ["--dream-frames", "50"]])
+def test_what_would_change_nothing_is_refused(option: list[str]) -> None:
+    words = ["D", "--out", "W", "--stages", "tokenizer", "dynamics"]
+    with pytest.raises(
+        ValueError, match=f"{option[0]} is about the stage .*this run has tokenizer"
+    ):
+        run_config(tyro.cli(Arguments, args=[*words, *option]))
+
+
 def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path) -> None:
     words = [str(data), "--out", str(tmp_path / "w"), "--from", str(finished), "--size", "tiny"]
     plain = run_config(tyro.cli(Arguments, args=words))
