@@ -109,11 +109,11 @@ class TrainingData:
         return Clips(self.cache, config, stores=stores, with_frames=latents is None)
 
     def latents(self, tokenizer: AnyTokenizer) -> FrameStore:
-        """Every frame encoded, kept beside the frames under the tokenizer's own name.
+        """Every frame encoded, kept beside the frames under the encoder's own name.
 
         Where several frames are coded together: every frame with those that follow it.
         """
-        name = f"latents-{fingerprint(tokenizer)}"
+        name = f"latents-{encoder_fingerprint(tokenizer)}"
         if self.cache.has(name):
             return self.cache.store(name)
         config = tokenizer.config
@@ -159,10 +159,20 @@ def as_tensors(batch: Batch, device: str, rows: slice = slice(None)) -> dict[str
     }
 
 
+def encoder_fingerprint(tokenizer: AnyTokenizer) -> str:
+    """A name for all that latents depend on: they stay when the decoder learns on."""
+    weights = tokenizer.state_dict()
+    return _fingerprint({n: x for n, x in weights.items() if not n.startswith("decoder.")})
+
+
 def fingerprint(module: nn.Module) -> str:
     """A name for these weights, so that those of two networks are never mixed up."""
+    return _fingerprint(module.state_dict())
+
+
+def _fingerprint(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

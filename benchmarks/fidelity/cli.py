@@ -121,7 +121,7 @@ def _baseline(
     world: "World", arguments: Arguments, tell: Tell
 ) -> "tuple[ConvPredictor | None, dict[str, Any]]":
     """The convolutional baseline, trained now or earlier, and what its training took."""
-    from kairos_env.agents.training.clips import fingerprint
+    from kairos_env.agents.training.clips import encoder_fingerprint
     from kairos_env.benchmarks.fidelity import conv_predictor as conv
 
     if not arguments.baseline_updates:
@@ -145,7 +145,7 @@ def _baseline(
         network, facts = conv.train(data, config, lambda done: tell(training, done, 1.0))
         return network, {"data": dataset.path, "episodes": len(dataset), **facts}
 
-    name = f"{fingerprint(world.model.tokenizer)} {dataset.fingerprint()}"
+    name = f"{encoder_fingerprint(world.model.tokenizer)} {dataset.fingerprint()}"
     return conv.cached(_cache(arguments), name, config, train, shape)
 
 

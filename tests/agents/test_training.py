@@ -18,7 +18,7 @@ from kairos_env.agents.collect import collect
 from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
-from kairos_env.agents.training.clips import TrainingData
+from kairos_env.agents.training.clips import TrainingData, encoder_fingerprint
 from kairos_env.agents.training.config import FINISHING_STAGES, StageConfig, TrainConfig
 from kairos_env.agents.training.learner import DivergedError, DynamicsObjective, Learner
 from kairos_env.world_model.presets import world_config
@@ -413,6 +413,16 @@ def test_a_stage_for_one_part_changes_nothing_else(
     parts = {name.split(".")[1] for name in changed}
     assert parts >= among
     assert "encoder" not in parts
+
+
+def test_latents_keep_their_name_while_the_decoder_learns_on(finished: Path) -> None:
+    tokenizer = load_world(finished).model.tokenizer
+    name = encoder_fingerprint(tokenizer)
+    for parameter in tokenizer.decoder.parameters():
+        parameter.data.add_(0.1)
+    assert encoder_fingerprint(tokenizer) == name
+    tokenizer.latent_scale.mul_(2.0)
+    assert encoder_fingerprint(tokenizer) != name
 
 
 def test_a_dream_to_learn_from_begins_with_as_much_truth_as_its_stage_says(
