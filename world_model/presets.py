@@ -58,9 +58,6 @@ PUBLISHED = {
 PLACES = 32
 """Kinds of things whose places the heads look for."""
 
-RESERVE = 0.2
-"""The share below which a head that restores restores nothing."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
@@ -195,7 +192,6 @@ def world_config(
         stillness=s.stillness,
         second_look=s.second_look,
         restore=restore,
-        reserve=RESERVE if restore else 0.0,
         recollect=recollect,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,
