@@ -142,8 +142,8 @@ class TransformerConfig:
     again: what was covered for a while is then uncovered as it was, not drawn anew."""
     reserve: float = 0.0
     """The share below which nothing of a place is restored: a little of it in each frame would in a
-    hundred frames be all of it, and what has come to rest there would dissolve. For dreams, not for
-    training: a share that comes to nothing is not taught to be less."""
+    hundred frames be all of it, and what has come to rest there would dissolve. Better higher in
+    dreams than it was in training: a share that comes to nothing is not taught to be less."""
     recollect: bool = False
     """Whether the convolutional head also reads what the frame before made of all it remembered:
     what comes back into sight is drawn from there."""

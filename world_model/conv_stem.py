@@ -121,7 +121,7 @@ class ConvHead(nn.Module):
         if self.restore is not None:
             share = within_one(self.restore(x).unflatten(0, frames))
             if self.reserve:
-                share = share - share.detach() * (share < self.reserve)
+                share = settled(share, self.reserve)
             back = previous[:, :, 0] - previous[:, :, -1]
             change = change + share * (back - change)
         if self.stillness:

@@ -98,7 +98,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
     memory, dreams, legs = (options.pop(name) for name in ("memory", "dream_frames", "legs"))
     squared_to, rate = options.pop("squared_to"), options.pop("learning_rate")
     if dreams is not None:
-        require_stage("--dream-frames", options["stages"], ("rollout", "unroll"))
+        require_stage("--dream-frames", options["stages"], lambda stage: stage.dreams)
         options["stages"] = tuple(dreaming(stage, dreams, legs) for stage in options["stages"])
     elif legs != 1:
         raise ValueError("--legs divides long dreams: say how long with --dream-frames")
@@ -108,7 +108,7 @@ def run_config(arguments: Arguments) -> TrainConfig:
         options["stages"] = tuple(remembering(stage, memory) for stage in options["stages"])
         options["recollect"] = True
     if squared_to is not None:
-        require_stage("--squared-to", options["stages"], ("unroll",))
+        require_stage("--squared-to", options["stages"], lambda stage: stage.unroll > 0)
         options["stages"] = tuple(exacting(stage, squared_to) for stage in options["stages"])
     if rate is not None:
         options["stages"] = tuple(
@@ -117,14 +117,18 @@ def run_config(arguments: Arguments) -> TrainConfig:
     return TrainConfig(**options)
 
 
-def require_stage(option: str, stages: tuple[StageConfig, ...], useful: tuple[str, ...]) -> None:
+def require_stage(
+    option: str, stages: tuple[StageConfig, ...], concerns: Callable[[StageConfig], bool]
+) -> None:
     """Refuse an option that would change nothing."""
-    names = [stage.name for stage in stages]
-    if not set(useful) & set(names):
-        raise ValueError(
-            f"{option} is about the stage {' or '.join(useful)}; this run has {', '.join(names)}. "
-            "Name one of those, or leave the option out"
-        )
+    if any(map(concerns, stages)):
+        return
+    useful = " or ".join(stage.name for stage in WORLD_STAGES if concerns(stage))
+    names = ", ".join(stage.name for stage in stages)
+    raise ValueError(
+        f"{option} is about the stage {useful}; this run has {names}. "
+        "Name one of those, or leave the option out"
+    )
 
 
 def chosen_stages(arguments: Arguments) -> tuple[StageConfig, ...]:
