@@ -155,14 +155,15 @@ def world_config(
     text: bool = False,
     temporal: int = 1,
     restore: bool = False,
+    reserve: float = 0.0,
     recollect: bool = False,
 ) -> WorldConfig:
     """The world model of a size for an environment with these actions, states and frames.
 
     `layers` names other kinds of memory than the size's (SWA, SWA, DSWA, GLA) groups; a world with
     `text` reads what it is told in words; `temporal` frames are coded as one latent frame; with
-    `restore` it uncovers what stands still as it was at first, with `recollect` it draws what comes
-    back into sight (`TransformerConfig`).
+    `restore` it uncovers what stands still as it was at first, where the share of that is at least
+    `reserve`; with `recollect` it draws what comes back into sight (`TransformerConfig`).
     """
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; there are {', '.join(SIZES)}")
@@ -192,6 +193,7 @@ def world_config(
         stillness=s.stillness,
         second_look=s.second_look,
         restore=restore,
+        reserve=reserve,
         recollect=recollect,
         stem_channels=s.stem_channels,
         head_blocks=s.head_blocks,

@@ -73,6 +73,9 @@ class Arguments:
     restore: bool = False
     """The head may say, place by place, that a frame looks there as the dream's first one did: for
     a camera that stands still. A world to begin with takes it on with --reshape."""
+    reserve: float = 0.0
+    """With --restore: the share, from 0 to 1, below which nothing of a place is restored, so that
+    a little of it in every frame does not add up."""
     temporal: int = 1
     """Frames coded as one latent frame: fewer, richer steps of thought. The data must have been
     collected with a multiple of it as --frames-per-chunk."""

@@ -294,6 +294,8 @@ class TrainConfig:
     """Whether the world reads what it is told in words: the texts of the episodes."""
     restore: bool = False
     """Whether the world's head restores what stands still (`TransformerConfig.restore`)."""
+    reserve: float = 0.0
+    """The share below which it restores nothing, in training too (`TransformerConfig.reserve`)."""
     recollect: bool = False
     """Whether the world's head recollects (`TransformerConfig.recollect`)."""
     history: int | None = None
@@ -302,8 +304,8 @@ class TrainConfig:
     """World to begin with, by name or folder: its shape, weights and statistics; `size` is not
     looked at."""
     reshape: bool = False
-    """Build the shape that `size`, `layers`, `text`, `temporal`, `restore` and `recollect` say
-    instead, and take from the world to begin with every weight that fits."""
+    """Build the shape that `size`, `layers`, `text`, `temporal`, `restore`, `reserve` and
+    `recollect` say instead, and take from the world to begin with every weight that fits."""
     stages: tuple[StageConfig, ...] = WORLD_STAGES
     name: str | None = None
     """Name of the world; the folder's name when not given."""
@@ -341,6 +343,15 @@ class TrainConfig:
             raise ValueError(
                 "restore gives a world to begin with another head: add --reshape with its --size, "
                 "or leave it out where that world restores already"
+            )
+        if self.reserve and not self.restore:
+            raise ValueError(
+                "reserve is the share below which a head that restores does nothing: "
+                f"add --restore, or leave it out; got {self.reserve}"
+            )
+        if not 0 <= self.reserve < 1:
+            raise ValueError(
+                f"reserve is a share from 0 up to, not including, 1; got {self.reserve}"
             )
         if self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")

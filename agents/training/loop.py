@@ -239,6 +239,7 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         text=config.text,
         temporal=config.temporal,
         restore=config.restore,
+        reserve=config.reserve,
         recollect=config.recollect,
     )
     with torch.random.fork_rng(devices=[]):

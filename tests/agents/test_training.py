@@ -383,9 +383,15 @@ def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path
     assert (plain.restore, asked.restore) == (False, True)
     with pytest.raises(ValueError, match="another head: add --reshape with its --size, or leave"):
         run_config(tyro.cli(Arguments, args=[*words, "--restore"]))
+    with pytest.raises(ValueError, match=r"add --restore, or leave it out; got 0\.2"):
+        run_config(tyro.cli(Arguments, args=[*words, "--reshape", "--reserve", "0.2"]))
+    with pytest.raises(ValueError, match=r"up to, not including, 1; got 1\.0"):
+        run_config(tyro.cli(Arguments, args=[*words, "--reshape", "--restore", "--reserve", "1.0"]))
+    asked = dataclasses.replace(asked, reserve=0.2)
     world = loop.shaped_world(asked, TrainingData(asked))
     begun = load_world(finished).model
     assert world.config.transformer.restore
+    assert world.config.transformer.reserve == 0.2
     assert not begun.config.transformer.restore
     theirs = begun.state_dict()
     ours = world.state_dict()
