@@ -102,6 +102,8 @@ def run_config(arguments: Arguments) -> TrainConfig:
     squared_to, rate = options.pop("squared_to"), options.pop("learning_rate")
     if dreams is not None:
         require_stage("--dream-frames", options["stages"], lambda stage: stage.dreams)
+        if legs != 1:
+            require_stage("--legs", options["stages"], lambda stage: stage.unroll > 0)
         options["stages"] = tuple(dreaming(stage, dreams, legs) for stage in options["stages"])
     elif legs != 1:
         raise ValueError("--legs divides long dreams: say how long with --dream-frames")

@@ -367,13 +367,19 @@ def test_every_stage_learns_as_fast_as_it_is_told() -> None:
         run_config(tyro.cli(Arguments, args=[*words, "--learning-rate", "0"]))
 
 
-@pytest.mark.parametrize("option", [["--squared-to", "2"], ["--dream-frames", "50"]])
-def test_what_would_change_nothing_is_refused(option: list[str]) -> None:
-    words = ["D", "--out", "W", "--stages", "tokenizer", "dynamics"]
-    with pytest.raises(
-        ValueError, match=f"{option[0]} is about the stage .*this run has tokenizer"
-    ):
-        run_config(tyro.cli(Arguments, args=[*words, *option]))
+@pytest.mark.parametrize(
+    ("option", "stage"),
+    [
+        ("--squared-to 2", "dynamics"),
+        ("--dream-frames 50", "dynamics"),
+        ("--legs 2 --dream-frames 50", "rollout"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(option: str, stage: str) -> None:
+    words = ["D", "--out", "W", "--stages", "tokenizer", stage, *option.split()]
+    refused = f"{option.split()[0]} is about the stage .*this run has tokenizer, {stage}"
+    with pytest.raises(ValueError, match=refused):
+        run_config(tyro.cli(Arguments, args=words))
 
 
 def test_a_world_restores_if_asked_to(data: Path, finished: Path, tmp_path: Path) -> None:
