@@ -3,7 +3,8 @@
 Settings that no weight depends on; and the way back, halfway say, to the weights that its last run
 began with. Weights that one run has led to from others lie on a level path between them (both ends
 are good, and so is what is between), so a run that has learned one thing and lost a little of
-another need not be taken whole.
+another need not be taken whole. So do weights of two runs from the same world, and what is chance
+in one of them is less in what is between.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import torch
 
 from kairos_env.catalogue import bundled_worlds, find_world
 from kairos_env.manifest import Manifest
+from kairos_env.remake import runs_of
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import World, load_world, read_manifest, rewrite_manifest, save_world
 
@@ -109,21 +111,62 @@ def go_back(name: str, start: str, share: float, why: str) -> Path:
     Raises:
         ValueError: There is no such way, no reason is given, or the world is a bundled one.
     """
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"--back is a share of the way, between 0 and 1, got {share}")
+    _require_share("--back", share)
     folder = own_world(name, why)
     world, first = load_world(folder), load_world(start)
-    _require_way(world, first, start)
-    ends = first.model.state_dict()
+    began = _start(world)
+    if began is None or began != first.manifest.provenance:
+        raise ValueError(
+            f"{world.manifest.name} was not trained from {start} as it is now: there is no way "
+            "back to it. Name the world that its last run began with (--from)"
+        )
+    _require_shape(world, first, start)
+    return _keep(folder, world, first, share, {"back": share, "why": why})
+
+
+def blend(name: str, sister: str, share: float, why: str) -> Path:
+    """Mix a world's weights with those of a sister, a run from the same world, where it stands.
+
+    Args:
+        name: As `find_world` takes it, but no bundled world's name.
+        sister: The other run's world, as `find_world` takes it; it stays as it is.
+        share: Of the sister.
+        why: What speaks for it: it stands in world.json and in the card.
+
+    Returns:
+        The world's folder.
+
+    Raises:
+        ValueError: They are no sisters, no reason is given, or the world is a bundled one.
+    """
+    _require_share("--blend", share)
+    folder = own_world(name, why)
+    world, other = load_world(folder), load_world(sister)
+    began = _start(world)
+    if began is None or began != _start(other):
+        raise ValueError(
+            f"{world.manifest.name} and {sister} were not trained from the same world: what is "
+            "between their weights need not dream. Name another run from where this one began"
+        )
+    _require_shape(world, other, sister)
+    run = runs_of(other.manifest.provenance)[-1]
+    return _keep(folder, world, other, share, {"blend": share, "sister": run, "why": why})
+
+
+def _keep(
+    folder: Path, world: World, other: World, share: float, change: Mapping[str, Any]
+) -> Path:
+    """Write a world with its weights moved a share of the way to another's."""
+    theirs = other.model.state_dict()
     weights = {
-        n: x.lerp(ends[n], share) if x.is_floating_point() else x
+        n: x.lerp(theirs[n], share) if x.is_floating_point() else x
         for n, x in world.model.state_dict().items()
     }
     world.model.load_state_dict(weights)
     return save_world(
         folder,
         world.model,
-        manifest=on_record(world.manifest, {"back": share, "why": why}),
+        manifest=on_record(world.manifest, change),
         starts=world.starts,
         overwrite=True,
         dtype=torch.float16,
@@ -144,16 +187,24 @@ def own_world(name: str, why: str) -> Path:
     return folder
 
 
-def _require_way(world: World, first: World, start: str) -> None:
-    """Refuse a world that this one did not begin with, or that has another shape."""
-    if not isinstance(world.dreamer, WorldModel) or not isinstance(first.dreamer, WorldModel):
-        raise ValueError("only worlds of `kairos train` have a way back, imported networks do not")
+def _require_share(option: str, share: float) -> None:
+    """Refuse what is no part of a way."""
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"{option} is a share of the way, between 0 and 1, got {share}")
+
+
+def _start(world: World) -> Mapping[str, Any] | None:
+    """How the world was made that a world's last run began with."""
     began = world.manifest.provenance.get("start")
-    if not isinstance(began, Mapping) or began["provenance"] != first.manifest.provenance:
-        raise ValueError(
-            f"{world.manifest.name} was not trained from {start} as it is now: there is no way "
-            "back to it. Name the world that its last run began with (--from)"
-        )
-    mine, theirs = world.model.state_dict(), first.model.state_dict()
+    return began["provenance"] if isinstance(began, Mapping) else None
+
+
+def _require_shape(world: World, other: World, name: str) -> None:
+    """Refuse worlds with nothing between their weights."""
+    if not isinstance(world.dreamer, WorldModel) or not isinstance(other.dreamer, WorldModel):
+        raise ValueError("only weights of `kairos train` are mixed, those of imported networks not")
+    mine, theirs = world.model.state_dict(), other.model.state_dict()
     if {n: x.shape for n, x in mine.items()} != {n: x.shape for n, x in theirs.items()}:
-        raise ValueError(f"{world.manifest.name} has another shape than {start}: no way back")
+        raise ValueError(
+            f"{world.manifest.name} has another shape than {name}: their weights cannot be mixed"
+        )

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kairos_env.adjust import adjust_world, go_back, parse_settings
+from kairos_env.adjust import adjust_world, blend, go_back, parse_settings
 from kairos_env.card import flat
 from kairos_env.catalogue import BUNDLED, UNTRAINED, bundled_worlds, default_world, find_world
 from kairos_env.remake import remake_script, runs_of
@@ -34,6 +34,11 @@ class WorldsOptions:
     with, named by --from: a part of what the run has learned for a part of what it has lost."""
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """The world that the last run began with."""
+    blend: float | None = None
+    """Mix its weights with this share (0.5, say) of those of another run from the same world, named
+    by --with: what is chance in either is less in both."""
+    sister: Annotated[str | None, tyro.conf.arg(name="with")] = None
+    """The other run's world."""
     why: str = ""
     """What speaks for such a change: it stands in world.json, in the card and in --remake."""
 
@@ -50,7 +55,7 @@ def run(options: WorldsOptions) -> None:
     world = options.world
     if world == UNTRAINED:
         raise ValueError(f"{UNTRAINED} is built with random weights: no world.json describes it")
-    if options.settings or options.back is not None:
+    if options.settings or options.back is not None or options.blend is not None:
         folder = changed(options)
         Console().print(f"changed {folder}; what was measured of it before is left out")
         return
@@ -63,16 +68,26 @@ def run(options: WorldsOptions) -> None:
 
 def changed(options: WorldsOptions) -> Path:
     """Change one world as the options say; returns its folder."""
-    world = options.world
-    if options.back is None:
-        if world is None:
-            raise ValueError("--set changes one world: name its folder")
-        return adjust_world(world, parse_settings(options.settings), options.why)
-    if options.settings:
-        raise ValueError("--set and --back are two changes: make one after the other")
-    if world is None or options.start is None:
-        raise ValueError("--back changes one world: name its folder, and where from with --from")
-    return go_back(world, options.start, options.back, options.why)
+    world, why = options.world, options.why
+    kinds = {
+        "--set": bool(options.settings),
+        "--back": options.back is not None,
+        "--blend": options.blend is not None,
+    }
+    asked = [kind for kind, is_asked in kinds.items() if is_asked]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} are different changes: make one after the other")
+    if world is None:
+        raise ValueError(f"{asked[0]} changes one world: name its folder")
+    if options.back is not None:
+        if options.start is None:
+            raise ValueError("--back wants to know where the last run began: name it with --from")
+        return go_back(world, options.start, options.back, why)
+    if options.blend is not None:
+        if options.sister is None:
+            raise ValueError("--blend wants to know the other run's world: name it with --with")
+        return blend(world, options.sister, options.blend, why)
+    return adjust_world(world, parse_settings(options.settings), why)
 
 
 def overview() -> Table:

@@ -29,34 +29,57 @@ def remake_script(manifest: Manifest) -> str:
         RemakeError: A run or its data cannot be had again by a command.
     """
     folder, runs = manifest.name, runs_of(manifest.provenance)
-    commands: list[str] = []
-    recorded: dict[str, str] = {}  # what a dataset holds, and where it will be
-    called = ["--name", manifest.name, "--description", manifest.description]
+    script = _Script(folder, manifest.description)
     made = None
     for number, run in enumerate(runs, start=1):
-        datasets = list(_datasets(run))
-        for key, part in datasets:
-            if key not in recorded:
-                recorded[key] = f"{folder}/data-{len(recorded) + 1}"
-                commands.append(shlex.join(_collect(part, recorded[key])))
-        data = [recorded[key] for key, _ in datasets]
         out = f"{folder}/world" if number == len(runs) else f"{folder}/run-{number}"
-        commands.append(shlex.join(_train(run, data, made, out) + called))
-        commands += [shlex.join(_changed(change, out, made)) for change in run.get("after", ())]
+        script.make(run, made, out)
         made = out
-    seconds = sum(run.get("training_seconds", 0.0) for run in runs)
+    seconds = sum(run.get("training_seconds", 0.0) for run in script.runs)
     versions = sorted({f"{k} {v}" for run in runs for k, v in run.get("versions", {}).items()})
     return "\n".join(
         [
             "#!/bin/sh",
-            f"# Makes the world '{manifest.name}' again: {len(recorded)} datasets, {len(runs)} "
-            f"training runs, {seconds / 60:.0f} minutes of training where it was made",
+            f"# Makes the world '{folder}' again: {len(script.recorded)} datasets, "
+            f"{len(script.runs)} training runs, {seconds / 60:.0f} minutes of training where it "
+            "was made",
             f"# ({', '.join(versions)}). Stopped, it goes on where it stood.",
             "set -eu",
-            *commands,
+            *script.commands,
             "",
         ]
     )
+
+
+class _Script:
+    """The commands so far."""
+
+    def __init__(self, folder: str, description: str) -> None:
+        self.folder = folder
+        self.called = ["--name", folder, "--description", description]
+        self.commands: list[str] = []
+        self.recorded: dict[str, str] = {}
+        """What a dataset holds, and where it will be."""
+        self.runs: list[Run] = []
+
+    def make(self, run: Run, start: str | None, out: str) -> None:
+        """Record what is missing of a run's data, train, and change what was changed after it."""
+        datasets = list(_datasets(run))
+        for key, part in datasets:
+            if key not in self.recorded:
+                self.recorded[key] = f"{self.folder}/data-{len(self.recorded) + 1}"
+                self._add(_collect(part, self.recorded[key]))
+        data = [self.recorded[key] for key, _ in datasets]
+        self._add(_train(run, data, start, out) + self.called)
+        self.runs.append(run)
+        for number, change in enumerate(run.get("after", ()), start=1):
+            sister = f"{out}-sister-{number}"
+            if "blend" in change:
+                self.make(change["sister"], start, sister)
+            self._add(_changed(change, out, start, sister))
+
+    def _add(self, command: Sequence[str]) -> None:
+        self.commands.append(shlex.join(command))
 
 
 def _datasets(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -119,10 +142,12 @@ def _train(run: Run, data: Sequence[str], start: str | None, out: str) -> list[s
     return ["kairos", "train", *data, "--out", out, *rest]
 
 
-def _changed(change: Mapping[str, Any], out: str, start: str | None) -> list[str]:
+def _changed(change: Mapping[str, Any], out: str, start: str | None, sister: str) -> list[str]:
     """The command that changes a finished world (`adjust.py`)."""
     if "back" in change:
         how = ["--back", str(change["back"]), "--from", str(start)]
+    elif "blend" in change:
+        how = ["--blend", str(change["blend"]), "--with", sister]
     else:
         how = ["--set", *(f"{name}={value}" for name, value in change["set"].items())]
     return ["kairos", "worlds", out, *how, "--why", change["why"]]

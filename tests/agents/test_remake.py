@@ -137,6 +137,38 @@ def test_a_world_goes_back_on_record_and_again(made: Path, tmp_path: Path) -> No
     assert load_world(again).fingerprint == after.fingerprint
 
 
+def test_sisters_are_blended_on_record_and_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, sister, root = shutil.copytree(made, tmp_path / "w"), tmp_path / "sister", made.parent
+    other = ["--from", root / "first", "--stages", "dynamics", "--steps", 3, "--seed", 4]
+    run("train", root / "b", "--out", sister, *other, *COMMON[2:])
+    run("worlds", sister, "--set", "stillness=0.125", "--why", "it's still")
+    run("worlds", world, "--blend", 0.25, "--with", sister, "--why", "what is chance is less")
+    before, beside, after = (load_world(path) for path in (made, sister, world))
+    theirs, weights = beside.model.state_dict(), after.model.state_dict()
+    moved = 0
+    for name, x in before.model.state_dict().items():
+        torch.testing.assert_close(
+            weights[name], x + 0.25 * (theirs[name] - x), atol=2e-3, rtol=2e-3, msg=name
+        )
+        moved += not torch.equal(weights[name], x)
+    assert moved > 10
+    assert after.manifest.model == before.manifest.model  # settings stay the world's own
+    assert "what is chance is less" in (world / "README.md").read_text()
+    script = remake_script(after.manifest)
+    assert "2 datasets, 3 training runs" in script
+    monkeypatch.chdir(tmp_path)
+    for command in commands(script):
+        run(*command)
+    assert load_world("ball/world").fingerprint == after.fingerprint
+    # a run that goes on from there has the sister in its story
+    more = ["--from", world, "--stages", "dynamics", "--steps", 1]
+    run("train", root / "a", "--out", tmp_path / "more", *more, *COMMON)
+    *earlier, _ = commands(remake_script(load_world(tmp_path / "more").manifest))
+    assert [step[0] for step in earlier] == [step[0] for step in commands(script)]
+
+
 def test_figures_of_another_dream_are_not_kept(made: Path) -> None:
     manifest = dataclasses.replace(load_world(made).manifest, fidelity={"psnr": {"1": 30.0}})
     assert adjusted(manifest, {"stillness": 0.25}, "why not").fidelity == {}
@@ -152,10 +184,13 @@ def test_figures_of_another_dream_are_not_kept(made: Path) -> None:
         (["--set", "end_threshold=0.5"], "wants to know --why"),
         (["--back", "0.5", "--from", "push", "--why", "w"], "was not trained from push as it is"),
         (["--back", "1", "--from", "push", "--why", "w"], "a share of the way, between 0 and 1"),
-        (["--back", "0.5", "--why", "w"], "name its folder, and where from"),
+        (["--back", "0.5", "--why", "w"], "name it with --from"),
+        (["--blend", "0.5", "--with", "push", "--why", "w"], "not trained from the same world"),
+        (["--blend", "0", "--with", "push", "--why", "w"], "a share of the way, between 0 and 1"),
+        (["--blend", "0.5", "--why", "w"], "name it with --with"),
         (
             ["--back", "0.5", "--from", "push", "--set", "stillness=0.2", "--why", "w"],
-            "--set and --back are two changes",
+            "--set and --back are different changes",
         ),
     ],
 )
