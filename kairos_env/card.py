@@ -92,6 +92,9 @@ def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
             yield from flat(value, f"{name}.")
         elif key == "command" and isinstance(value, list | tuple):
             yield name, f"`{shlex.join(map(str, value))}`"
+        elif key == "after":
+            for number, change in enumerate(value, start=1):
+                yield from flat(change, f"{name} {number}: ")
         else:
             yield name, _leaf(value)
 
