@@ -16,7 +16,7 @@ import torch
 
 from kairos_env.catalogue import bundled_worlds, find_world
 from kairos_env.manifest import Manifest
-from kairos_env.remake import runs_of
+from kairos_env.remake import runs_of, start_of
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import World, load_world, read_manifest, rewrite_manifest, save_world
 
@@ -114,14 +114,14 @@ def go_back(name: str, start: str, share: float, why: str) -> Path:
     _require_share("--back", share)
     folder = own_world(name, why)
     world, first = load_world(folder), load_world(start)
-    began = _start(world)
+    began = start_of(world.manifest.provenance)
     if began is None or began != first.manifest.provenance:
         raise ValueError(
             f"{world.manifest.name} was not trained from {start} as it is now: there is no way "
             "back to it. Name the world that its last run began with (--from)"
         )
     _require_shape(world, first, start)
-    return _keep(folder, world, first, share, {"back": share, "why": why})
+    return _move(folder, world, first, share, {"back": share, "why": why})
 
 
 def blend(name: str, sister: str, share: float, why: str) -> Path:
@@ -142,18 +142,18 @@ def blend(name: str, sister: str, share: float, why: str) -> Path:
     _require_share("--blend", share)
     folder = own_world(name, why)
     world, other = load_world(folder), load_world(sister)
-    began = _start(world)
-    if began is None or began != _start(other):
+    began = start_of(world.manifest.provenance)
+    if began is None or began != start_of(other.manifest.provenance):
         raise ValueError(
             f"{world.manifest.name} and {sister} were not trained from the same world: what is "
             "between their weights need not dream. Name another run from where this one began"
         )
     _require_shape(world, other, sister)
     run = runs_of(other.manifest.provenance)[-1]
-    return _keep(folder, world, other, share, {"blend": share, "sister": run, "why": why})
+    return _move(folder, world, other, share, {"blend": share, "sister": run, "why": why})
 
 
-def _keep(
+def _move(
     folder: Path, world: World, other: World, share: float, change: Mapping[str, Any]
 ) -> Path:
     """Write a world with its weights moved a share of the way to another's."""
@@ -191,12 +191,6 @@ def _require_share(option: str, share: float) -> None:
     """Refuse what is no part of a way."""
     if not 0.0 < share < 1.0:
         raise ValueError(f"{option} is a share of the way, between 0 and 1, got {share}")
-
-
-def _start(world: World) -> Mapping[str, Any] | None:
-    """How the world was made that a world's last run began with."""
-    began = world.manifest.provenance.get("start")
-    return began["provenance"] if isinstance(began, Mapping) else None
 
 
 def _require_shape(world: World, other: World, name: str) -> None:

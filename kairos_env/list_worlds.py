@@ -55,8 +55,9 @@ def run(options: WorldsOptions) -> None:
     world = options.world
     if world == UNTRAINED:
         raise ValueError(f"{UNTRAINED} is built with random weights: no world.json describes it")
-    if options.settings or options.back is not None or options.blend is not None:
-        folder = changed(options)
+    changes = changes_of(options)
+    if changes:
+        folder = changed(options, changes)
         Console().print(f"changed {folder}; what was measured of it before is left out")
         return
     if options.remake:
@@ -66,19 +67,19 @@ def run(options: WorldsOptions) -> None:
     Console().print(overview() if world is None else details(find_world(world)))
 
 
-def changed(options: WorldsOptions) -> Path:
+def changes_of(options: WorldsOptions) -> list[str]:
+    """The options that change a world, as far as they are given."""
+    given = {"--set": options.settings or None, "--back": options.back, "--blend": options.blend}
+    return [name for name, value in given.items() if value is not None]
+
+
+def changed(options: WorldsOptions, changes: list[str]) -> Path:
     """Change one world as the options say; returns its folder."""
     world, why = options.world, options.why
-    kinds = {
-        "--set": bool(options.settings),
-        "--back": options.back is not None,
-        "--blend": options.blend is not None,
-    }
-    asked = [kind for kind, is_asked in kinds.items() if is_asked]
-    if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)} are different changes: make one after the other")
+    if len(changes) > 1:
+        raise ValueError(f"{' and '.join(changes)} are different changes: make one after the other")
     if world is None:
-        raise ValueError(f"{asked[0]} changes one world: name its folder")
+        raise ValueError(f"{changes[0]} changes one world: name its folder")
     if options.back is not None:
         if options.start is None:
             raise ValueError("--back wants to know where the last run began: name it with --from")

@@ -17,9 +17,15 @@ class RemakeError(ValueError):
 
 def runs_of(provenance: Mapping[str, Any]) -> list[Run]:
     """What is recorded of each training run that led to a world, the first run first."""
-    start = provenance.get("start")
-    earlier = runs_of(start["provenance"]) if isinstance(start, Mapping) else []
+    start = start_of(provenance)
+    earlier = [] if start is None else runs_of(start)
     return [*earlier, {key: value for key, value in provenance.items() if key != "start"}]
+
+
+def start_of(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the world was made that a world's last run began with."""
+    start = provenance.get("start")
+    return start["provenance"] if isinstance(start, Mapping) else None
 
 
 def remake_script(manifest: Manifest) -> str:
