@@ -121,6 +121,7 @@ def measure(
         require_comparable(world, name, other, taken={TRUTH, *predictors})
         predictors[name] = Dream(other.model)
     acting = (*ACTING, *beside)
+    compared = (*beside, *(name for name in (CONV,) if name in predictors))
     held_out = HeldOut(world.manifest.environment, world.model.config.history, config)
     try:
         evidence = gather(held_out, predictors, config, acting=acting, on_progress=on_progress)
@@ -135,7 +136,7 @@ def measure(
         "policies": [dataclasses.asdict(spec) for spec in held_out.specs],
         "history": held_out.history,
         **summarise(
-            evidence, config, state_names=names, scales=scales, acting=acting, beside=tuple(beside)
+            evidence, config, state_names=names, scales=scales, acting=acting, compared=compared
         ),
         "beside": {name: identity(other) for name, other in beside.items()},
         "cpu_seconds": {name: round(value, 1) for name, value in evidence.seconds.items()},
@@ -243,7 +244,7 @@ def summarise(
     state_names: tuple[str, ...] = (),
     scales: tuple[float, NDArray[np.floating[Any]]] | None = None,
     acting: tuple[str, ...] = ACTING,
-    beside: tuple[str, ...] = (),
+    compared: tuple[str, ...] = (),
 ) -> Json:
     """All figures.
 
@@ -253,7 +254,7 @@ def summarise(
         state_names: Of the state's numbers.
         scales: Deviations of reward and state (S,) in which the dream tells its uncertainty.
         acting: Names of the predictors that look at the actions.
-        beside: Names of those whose errors the dream's are compared with, episode by episode.
+        compared: Names of those whose errors the dream's are compared with, episode by episode.
     """
     S = evidence.traces[TRUTH].state.shape[-1]
     names = state_names or tuple(f"state_{i}" for i in range(S))
@@ -274,9 +275,9 @@ def summarise(
         "predictors": horizons,
         "dream_by_policy": by_policy(yard, guesses[DREAM], evidence.labels),
         "dream_is_better": compare(
-            yard, horizons[DREAM], {k: v for k, v in horizons.items() if k != DREAM}
+            yard, guesses[DREAM], {k: v for k, v in guesses.items() if k != DREAM}
         ),
-        "paired": {name: paired(yard, guesses[DREAM], guesses[name]) for name in beside},
+        "paired": {name: paired(yard, guesses[DREAM], guesses[name]) for name in compared},
         "reward": {name: reward(yard, guesses[name]) for name in acting if name in guesses},
         "termination": {
             name: _terminations(yard, guesses[name]) for name in acting if name in guesses

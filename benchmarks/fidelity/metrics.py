@@ -189,20 +189,18 @@ def by_policy(yard: Yardstick, guess: Trace, labels: Sequence[str]) -> Json:
     return result
 
 
-def compare(yard: Yardstick, dream: Json, baselines: Mapping[str, Json]) -> Json:
+def compare(yard: Yardstick, dream: Trace, baselines: Mapping[str, Trace]) -> Json:
     """At how many frames the dream beats each baseline, of those with enough episodes."""
-    enough = [n >= LEAST_N for n in dream["curve"]["n"]]
+    ours = errors(yard, dream)
     result: Json = {}
-    for name, other in baselines.items():
-        ours, theirs = dream["curve"], other["curve"]
+    for name, trace in baselines.items():
+        theirs = errors(yard, trace)
         result[name] = {
-            "psnr": _wins(ours["psnr"], theirs["psnr"], enough, more=True),
-            "state": _wins(ours["state"], theirs["state"], enough),
+            "psnr": _wins(yard, ours.squared - theirs.squared),
+            "state": _wins(yard, ours.normal - theirs.normal),
         }
-        for thing in yard.names:
-            mine, its = ours["objects"][thing], theirs["objects"][thing]
-            seen = [n >= LEAST_N for n in mine["n"]]
-            result[name][thing] = _wins(mine["error_px"], its["error_px"], seen)
+        for i, thing in enumerate(yard.names):
+            result[name][thing] = _wins(yard, ours.place[:, :, i] - theirs.place[:, :, i])
     return result
 
 
@@ -293,14 +291,17 @@ def _series(values: Numbers, statistic: Any) -> list[float | None]:
     return [float(x) if np.isfinite(x) else None for x in results]
 
 
-def _wins(
-    ours: list[float | None], theirs: list[float | None], counted: list[bool], *, more: bool = False
-) -> Json:
-    """Frames at which our number is the better one, strictly."""
-    pairs = [
-        (a, b)
-        for a, b, count in zip(ours, theirs, counted, strict=True)
-        if count and a is not None and b is not None
-    ]
-    won = sum(a > b if more else a < b for a, b in pairs)
-    return {"frames": won, "of": len(pairs)}
+def _wins(yard: Yardstick, difference: Numbers) -> Json:
+    """Frames at which errors (B, T) less another's are below 0 on average, strictly.
+
+    A difference of a hundredth of a pixel can be chance; the interval over episodes says where it
+    is not.
+    """
+    counted = np.flatnonzero(np.isfinite(difference).sum(0) >= LEAST_N)
+    at = [yard.bootstrap.mean(difference[:, t]) for t in counted]
+    return {
+        "frames": sum(e.value is not None and e.value < 0 for e in at),
+        "surely": sum(e.high is not None and e.high < 0 for e in at),
+        "surely_not": sum(e.low is not None and e.low > 0 for e in at),
+        "of": len(at),
+    }

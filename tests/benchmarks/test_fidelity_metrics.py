@@ -219,14 +219,31 @@ def test_wins_are_counted_against_every_baseline(truth):
     traces = {**found.traces, "copy": wrong.traces[DREAM]}
     config = small_config()
     wins = summarise(dataclasses.replace(found, traces=traces), config)["dream_is_better"]["copy"]
-    assert wins["psnr"] == {"frames": 0, "of": 0}  # eight episodes are too few to count
+    nothing = {"frames": 0, "surely": 0, "surely_not": 0, "of": 0}
+    assert wins["psnr"] == nothing  # eight episodes are too few to count
     many = reach_truth(12, 6)
     found = evidence(many, Told(many))
     wrong = evidence(many, Told(reordered(many, np.roll(np.arange(12), 1))))
     traces = {**found.traces, "copy": wrong.traces[DREAM]}
     config = small_config(horizon=6)
     wins = summarise(dataclasses.replace(found, traces=traces), config)["dream_is_better"]["copy"]
-    assert wins["agent"] == wins["psnr"] == wins["state"] == {"frames": 6, "of": 6}
+    everywhere = {"frames": 6, "surely": 6, "surely_not": 0, "of": 6}
+    assert wins["agent"] == wins["psnr"] == wins["state"] == everywhere
+
+
+def test_a_win_is_sure_only_where_chance_cannot_explain_it():
+    """Two that are each right in half of the episodes are equals; both are worse than the truth."""
+    many = reach_truth(12, 6)
+    config = small_config(horizon=6)
+    right, wrong, even = np.arange(12), np.roll(np.arange(12), 1), np.arange(12) % 2 == 0
+    found = evidence(many, Told(reordered(many, np.where(even, right, wrong))))
+    rival = evidence(many, Told(reordered(many, np.where(even, wrong, right))))
+    perfect = evidence(many, Told(many))
+    traces = {**found.traces, "copy": rival.traces[DREAM], "mean": perfect.traces[DREAM]}
+    better = summarise(dataclasses.replace(found, traces=traces), config)["dream_is_better"]
+    for what in ("psnr", "agent"):
+        assert better["copy"][what]["surely"] == better["copy"][what]["surely_not"] == 0
+        assert better["mean"][what] == {"frames": 0, "surely": 0, "surely_not": 6, "of": 6}
 
 
 def test_statistics_agree_with_their_textbook_forms():
