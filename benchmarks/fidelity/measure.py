@@ -22,6 +22,7 @@ from kairos_env.benchmarks.fidelity.metrics import (
     by_horizon,
     by_policy,
     compare,
+    errors,
     paired,
     reward,
     termination,
@@ -121,7 +122,7 @@ def measure(
         require_comparable(world, name, other, taken={TRUTH, *predictors})
         predictors[name] = Dream(other.model)
     acting = (*ACTING, *beside)
-    compared = (*beside, *(name for name in (CONV,) if name in predictors))
+    compared = (*beside, CONV)
     held_out = HeldOut(world.manifest.environment, world.model.config.history, config)
     try:
         evidence = gather(held_out, predictors, config, acting=acting, on_progress=on_progress)
@@ -254,7 +255,8 @@ def summarise(
         state_names: Of the state's numbers.
         scales: Deviations of reward and state (S,) in which the dream tells its uncertainty.
         acting: Names of the predictors that look at the actions.
-        compared: Names of those whose errors the dream's are compared with, episode by episode.
+        compared: Names of those whose errors the dream's are compared with, episode by episode, as
+            far as there are such predictors.
     """
     S = evidence.traces[TRUTH].state.shape[-1]
     names = state_names or tuple(f"state_{i}" for i in range(S))
@@ -268,16 +270,15 @@ def summarise(
         state_names=names,
     )
     guesses = {name: trace for name, trace in evidence.traces.items() if name != TRUTH}
-    horizons = {name: by_horizon(yard, trace) for name, trace in guesses.items()}
+    missed = {name: errors(yard, trace) for name, trace in guesses.items()}
+    ours = missed[DREAM]
     document: Json = {
         "held_out": _held_out(evidence, yard),
         "detector": _detector(yard),
-        "predictors": horizons,
-        "dream_by_policy": by_policy(yard, guesses[DREAM], evidence.labels),
-        "dream_is_better": compare(
-            yard, guesses[DREAM], {k: v for k, v in guesses.items() if k != DREAM}
-        ),
-        "paired": {name: paired(yard, guesses[DREAM], guesses[name]) for name in compared},
+        "predictors": {name: by_horizon(yard, its) for name, its in missed.items()},
+        "dream_by_policy": by_policy(yard, ours, evidence.labels),
+        "dream_is_better": compare(yard, ours, {k: v for k, v in missed.items() if k != DREAM}),
+        "paired": {name: paired(yard, ours, missed[name]) for name in compared if name in missed},
         "reward": {name: reward(yard, guesses[name]) for name in acting if name in guesses},
         "termination": {
             name: _terminations(yard, guesses[name]) for name in acting if name in guesses

@@ -81,6 +81,8 @@ class Errors:
     """(B, T, S): in the state's own units."""
     normal: Numbers
     """(B, T): mean over the state of squared errors in deviations."""
+    reward: Numbers
+    """(B, T): squared."""
 
 
 def errors(yard: Yardstick, guess: Trace) -> Errors:
@@ -101,6 +103,7 @@ def errors(yard: Yardstick, guess: Trace) -> Errors:
         present=np.where(visible, present, np.nan),
         state=state,
         normal=_normal(state, yard.state_deviation),
+        reward=np.square(guess.reward - truth.reward),
     )
 
 
@@ -120,9 +123,8 @@ def seen_places(yard: Yardstick, guess: Trace) -> tuple[Numbers, NDArray[np.bool
     return np.where(found[..., None], guess.place, middle), ~found
 
 
-def by_horizon(yard: Yardstick, guess: Trace) -> Json:
+def by_horizon(yard: Yardstick, e: Errors) -> Json:
     """Every error at the chosen horizons with intervals, and the whole curve without."""
-    e = errors(yard, guess)
     return {
         "horizons": {str(h): _at(yard, e, h - 1) for h in yard.config.marks},
         "curve": _curve(yard, e),
@@ -166,9 +168,8 @@ def _curve(yard: Yardstick, e: Errors) -> Json:
     return curve
 
 
-def by_policy(yard: Yardstick, guess: Trace, labels: Sequence[str]) -> Json:
+def by_policy(yard: Yardstick, e: Errors, labels: Sequence[str]) -> Json:
     """Means at the chosen horizons for each kind of episode: where the errors come from."""
-    e = errors(yard, guess)
     result: Json = {}
     for label in sorted(set(labels)):
         rows = np.array([one == label for one in labels])
@@ -189,12 +190,10 @@ def by_policy(yard: Yardstick, guess: Trace, labels: Sequence[str]) -> Json:
     return result
 
 
-def compare(yard: Yardstick, dream: Trace, baselines: Mapping[str, Trace]) -> Json:
+def compare(yard: Yardstick, ours: Errors, baselines: Mapping[str, Errors]) -> Json:
     """At how many frames the dream beats each baseline, of those with enough episodes."""
-    ours = errors(yard, dream)
     result: Json = {}
-    for name, trace in baselines.items():
-        theirs = errors(yard, trace)
+    for name, theirs in baselines.items():
         result[name] = {
             "psnr": _wins(yard, ours.squared - theirs.squared),
             "state": _wins(yard, ours.normal - theirs.normal),
@@ -204,13 +203,12 @@ def compare(yard: Yardstick, dream: Trace, baselines: Mapping[str, Trace]) -> Js
     return result
 
 
-def paired(yard: Yardstick, guess: Trace, other: Trace) -> Json:
+def paired(yard: Yardstick, mine: Errors, its: Errors) -> Json:
     """How much larger one predictor's errors are than another's, episode by episode.
 
     Both saw the same episodes, so what makes an episode hard for both cancels: the intervals are
     far narrower than those of the two means. Below 0 the first is nearer to the truth.
     """
-    mine, its = errors(yard, guess), errors(yard, other)
     mean_of = yard.bootstrap.mean
 
     def at(t: int) -> Json:
@@ -225,11 +223,9 @@ def paired(yard: Yardstick, guess: Trace, other: Trace) -> Json:
         return row
 
     first = slice(0, yard.config.reward_frames)
-    true = yard.truth.reward[:, first]
-    missed, its_missed = (np.square(one.reward[:, first] - true) for one in (guess, other))
     return {
         "horizons": {str(h): at(h - 1) for h in yard.config.marks},
-        "reward_squared": mean_of(missed - its_missed),
+        "reward_squared": mean_of(mine.reward[:, first] - its.reward[:, first]),
     }
 
 

@@ -113,8 +113,7 @@ def print_report(content: Json, console: Console) -> None:
     for line in _legend(content):
         console.print(line, style="dim", highlight=False)
     console.print(_horizon_table(content))
-    if content["dream_is_better"]:
-        console.print(_wins_table(content["dream_is_better"]))
+    console.print(_wins_table(content["dream_is_better"]))
     console.print(_behaviour_table(content))
     for name, row in content["paired"].items():
         console.print(_paired_table(name, row))
@@ -164,14 +163,13 @@ def _horizon_table(content: Json) -> Table:
 
 def _wins_table(better: Json) -> Table:
     """At how many frames the dream is the better one: a row a baseline, a column a quantity."""
-    columns = list(next(iter(better.values())))
     title = "frames at which the dream is truer than a baseline; +: surely, -: surely not"
-    table = _table(title, "", *columns)
+    table = _table(title, "", *next(iter(better.values())))
     for name, row in better.items():
-        cells = [
+        cells = (
             f"{one['frames']} of {one['of']} (+{one['surely']}, -{one['surely_not']})"
-            for one in (row[column] for column in columns)
-        ]
+            for one in row.values()
+        )
         table.add_row(name, *cells)
     return table
 
