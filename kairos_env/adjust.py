@@ -29,6 +29,7 @@ ADJUSTABLE = {
     "end_threshold": "heads",
     "denoise_steps": "",
     "history_noise": "",
+    "backdrop": "",
 }
 WHOLE = ("denoise_steps",)
 

@@ -83,17 +83,20 @@ class Dreams:
         """Start dreams from histories in the slots `where`, each with its own random stream."""
         model = self.world.dreamer
         with torch.no_grad(), rounded(self.world.dreamer.device, self._precision):
-            latents = model.tokenizer.encode(self._tensor(beginning.frames))
+            frames = self._tensor(beginning.frames)
+            latents = model.tokenizer.encode(frames)
             memory = model.start_latents(
                 latents,
                 None if beginning.actions is None else self._tensor(beginning.actions),
                 seeds=self._tensor(seeds),
                 text=self._tensor(told.features) if told else None,
                 text_mask=self._tensor(told.mask) if told else None,
+                frames=frames,
             )
-        frames = beginning.frames if self.decode else None
         shown = latents.repeat_interleave(model.config.tokenizer.temporal, dim=1)
-        view = view_of_history(frames, numpy_of(shown), beginning.state, self.frames)
+        view = view_of_history(
+            beginning.frames if self.decode else None, numpy_of(shown), beginning.state, self.frames
+        )
         if self._imagines:
             c = model.config
             unknown = np.full((len(view), self.frames * c.actions_per_frame, c.action_size), np.nan)

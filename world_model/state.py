@@ -51,6 +51,8 @@ class DreamState:
     """(B, L, D): what the last frame made of all that is remembered, where the head recollects."""
     places: Tensor | None = None
     """(B, 1, 2 kinds): in the last frame, of things that the heads find in its sketch."""
+    backdrop: Tensor | None = None
+    """(B, 2, H, W, 3) uint8: the last true frame as it was, and as the decoder draws it."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -222,6 +224,7 @@ def _assemble(tensors: Mapping[str, Tensor], layout: list[bool], path: str | Pat
         tensors.get("text_mask"),
         tensors.get("tokens"),
         tensors.get("places"),
+        tensors.get("backdrop"),
     )
     foreign = sorted(set(tensors) - set(state.tensors()))
     if foreign:

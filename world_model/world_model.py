@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from kairos_env.world_model.backdrop import backdrop_of, before_backdrop
 from kairos_env.world_model.config import TransformerConfig, positive
 from kairos_env.world_model.conv_stem import homed
 from kairos_env.world_model.flow import (
@@ -70,6 +71,9 @@ class WorldConfig:
     denoise_steps: int = 1
     history_noise: float = 0.0
     """Noise level at which predicted frames are committed to memory."""
+    backdrop: float = 0.0
+    """The difference (of 0..1 colours) up to which a pixel counts as decoded like the last true
+    frame's, and is shown as it truly was there; 0: frames are shown as they are decoded."""
     imported: ImportedConfig | None = None
     """How an imported network dreams, whose video no action moves; None for worlds that answer."""
 
@@ -77,6 +81,15 @@ class WorldConfig:
         """Refuse parts that do not fit together."""
         for name in ("action_size", "chunk", "frames_per_chunk", "history", "denoise_steps"):
             positive(self, name)
+        if not 0.0 <= self.backdrop < 1.0:
+            raise ValueError(
+                f"WorldConfig.backdrop is a difference of colours in [0, 1), got {self.backdrop}"
+            )
+        if self.backdrop and self.imported is not None:
+            raise ValueError(
+                "WorldConfig.backdrop is for cameras that stand still; imported networks show what "
+                f"they decode: leave it at 0, got {self.backdrop}"
+            )
         t = self.transformer
         if (self.imported is None) != (t.semantics == "causal"):
             raise ValueError(
@@ -239,7 +252,12 @@ class WorldModel(nn.Module):
             text_mask: (B, S) bool, True where there is a text token.
         """
         return self.start_latents(
-            self.tokenizer.encode(frames), actions, seeds=seeds, text=text, text_mask=text_mask
+            self.tokenizer.encode(frames),
+            actions,
+            seeds=seeds,
+            text=text,
+            text_mask=text_mask,
+            frames=frames,
         )
 
     @torch.no_grad()
@@ -251,14 +269,19 @@ class WorldModel(nn.Module):
         seeds: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        frames: Tensor | None = None,
     ) -> DreamState:
-        """`start` for frames that are encoded already: (B, T, C, h, w)."""
+        """`start` for frames that are encoded already: (B, T, C, h, w).
+
+        Those themselves, `frames` as `start` takes them, are for the backdrop; without them dreams
+        are shown before the last one as the decoder draws it.
+        """
         if text is None:
             text, text_mask = self.tell(None, len(latents))
         if actions is not None:
             actions = together(actions, self.config.tokenizer.temporal)
         state = self._begin(latents, actions, seeds, text, text_mask)
-        return dataclasses.replace(state, places=self._look(latents[:, -1:])[1])
+        return self._arrive(state, latents, frames)
 
     def tell(self, words: Tensor | None, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Features and mask of `count` texts, as `start` takes them; None for a world without text.
@@ -329,7 +352,22 @@ class WorldModel(nn.Module):
             actions = latents.new_zeros(shape)
         actions = actions.unflatten(1, (T // c.tokenizer.temporal, -1)).flatten(2, 3)
         state = self._remember(state, latents, actions, known=known)[0]
-        return dataclasses.replace(state, places=self._look(latents[:, -1:])[1])
+        return self._arrive(state, latents, frames)
+
+    def _arrive(self, state: DreamState, latents: Tensor, frames: Tensor | None) -> DreamState:
+        """Dreams that stand at the last of true frames, and what they see there.
+
+        Args:
+            state: After them.
+            latents: (B, T, C, h, w) the frames, encoded.
+            frames: (B, T, H, W, 3) uint8; None where they are not known.
+        """
+        sketch, places = self._look(latents[:, -1:])
+        backdrop = None
+        if self.config.backdrop:
+            drawn = self._picture(latents[:, -1:], sketch)[:, -1]
+            backdrop = backdrop_of(drawn if frames is None else frames[:, -1], drawn)
+        return dataclasses.replace(state, places=places, backdrop=backdrop)
 
     @torch.no_grad()
     def step(
@@ -371,9 +409,15 @@ class WorldModel(nn.Module):
             uncertainty=calibrated(
                 (readout.spread / scale).square().mean((1, 2)).sqrt(), self.heads.config.calibration
             ),
-            frames=self._picture(latents, sketch) if decode else None,
+            frames=self._shown(state, self._picture(latents, sketch)) if decode else None,
         )
         return state, prediction
+
+    def _shown(self, state: DreamState, frames: Tensor) -> Tensor:
+        """Decoded frames before what was truly seen last."""
+        if state.backdrop is None or not self.config.backdrop:
+            return frames
+        return before_backdrop(frames, state.backdrop, self.config.backdrop)
 
     def _look(self, latents: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What heads that look at the decoder's sketch see of latent frames (B, T, C, h, w).

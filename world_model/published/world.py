@@ -57,8 +57,10 @@ class PublishedWorld(nn.Module):
         seeds: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        frames: Tensor | None = None,
     ) -> DreamState:
         """Begin dreams from the last of some frames (B, T, C, h, w); the rest is not read."""
+        del frames  # for a backdrop, which the config refuses
         B, T = latents.shape[:2]
         if T < 1 or seeds.shape != (B,):
             raise ValueError(

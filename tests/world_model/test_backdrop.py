@@ -1,0 +1,131 @@
+"""What a dream leaves as it was is shown as it was seen; what it changes, as it is drawn."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_worlds import make_clips, make_world, random_chunks, start
+from torch import Tensor
+
+from kairos_env.world_model.backdrop import backdrop_of, before_backdrop
+from kairos_env.world_model.state import DreamState
+from kairos_env.world_model.world_model import Prediction, WorldModel
+
+SEEN, DRAWN = 200, 100
+
+
+def shown(frame: Tensor, tolerance: float = 0.1) -> Tensor:
+    """One picture (H, W, 3) before a backdrop that was drawn as 100 and seen as 200."""
+    seen, drawn = (torch.full_like(frame, value)[None] for value in (SEEN, DRAWN))
+    return before_backdrop(frame[None, None], backdrop_of(seen, drawn), tolerance)[0, 0]
+
+
+def even(colour: int) -> Tensor:
+    return torch.full((8, 8, 3), colour, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("drawn", [DRAWN - 25, DRAWN, DRAWN + 25])
+def test_what_is_drawn_alike_is_shown_as_it_was_seen(drawn: int) -> None:
+    assert (shown(even(drawn)) == SEEN).all()
+
+
+@pytest.mark.parametrize("drawn", [0, DRAWN - 51, DRAWN + 51, 255])
+def test_what_is_drawn_otherwise_stays_as_it_is_drawn(drawn: int) -> None:
+    assert (shown(even(drawn)) == drawn).all()
+
+
+def test_between_the_two_it_is_mixed_and_never_leaps() -> None:
+    tones = [int(shown(even(DRAWN + more))[0, 0, 0]) for more in range(60)]
+    leaps = [abs(b - a) for a, b in itertools.pairwise(tones)]
+    assert tones[0] == SEEN
+    assert tones[-1] == DRAWN + 59
+    assert max(leaps) <= 5  # 100 tones in 25 steps
+
+
+def test_one_channel_that_differs_is_enough() -> None:
+    frame = even(DRAWN)
+    frame[..., 2] = 255
+    assert torch.equal(shown(frame), frame)
+
+
+def test_what_touches_a_changed_pixel_changes_with_it() -> None:
+    frame = even(DRAWN)
+    frame[4, 4] = 255
+    expected = even(SEEN)
+    expected[3:6, 3:6] = DRAWN
+    expected[4, 4] = 255
+    assert torch.equal(shown(frame), expected)
+
+
+# ---------------------------------------------------------------------------------- in a dream
+
+
+def before(world: WorldModel, backdrop: float) -> WorldModel:
+    """The same weights, shown before a backdrop."""
+    other = WorldModel(dataclasses.replace(world.config, backdrop=backdrop))
+    other.load_state_dict(world.state_dict())
+    return other
+
+
+@pytest.fixture(scope="module")
+def still() -> WorldModel:
+    """A world in which every change is too small to count."""
+    return make_world(stillness=1e3)
+
+
+def one_step(world: WorldModel, state: DreamState) -> tuple[DreamState, Prediction]:
+    return world.step(state, random_chunks(len(state), 1)[0])
+
+
+def test_a_dream_that_stands_still_shows_the_last_true_frame_to_the_bit(still: WorldModel) -> None:
+    clips = make_clips(2, 4)
+    last = clips["frames"][:, 2:3]
+    plain = one_step(still, start(still, clips))[1].frames
+    _, first = one_step(world := before(still, 0.1), start(world, clips))
+    assert first.frames is not None
+    assert torch.equal(first.frames, last)
+    assert plain is not None
+    assert not torch.equal(plain, last)
+
+
+def test_only_the_picture_differs() -> None:
+    world, clips = make_world(), make_clips(2, 4)
+    beside = before(world, 0.1)
+    ours, theirs = (start(w, clips) for w in (world, beside))
+    for _ in range(2):
+        ours, said = one_step(world, ours)
+        theirs, told = one_step(beside, theirs)
+        for name in ("latents", "reward", "end_probability", "state", "uncertainty"):
+            assert torch.equal(getattr(said, name), getattr(told, name)), name
+    assert ours.backdrop is None
+
+
+def test_what_was_observed_last_is_the_backdrop(still: WorldModel) -> None:
+    world, clips = before(still, 0.1), make_clips(2, 6)
+    state = start(world, clips)
+    state = world.observe(state, clips["frames"][:, 3:5], clips["actions"][:, 2:4])
+    assert torch.equal(one_step(world, state)[1].frames, clips["frames"][:, 4:5])  # type: ignore[arg-type]
+
+
+def test_without_the_frame_itself_its_drawing_is_the_backdrop(still: WorldModel) -> None:
+    world = before(still, 0.1)
+    latents = world.tokenizer.encode(make_clips(2, 3)["frames"])
+    state = world.start_latents(latents, seeds=torch.arange(2))
+    assert torch.equal(one_step(world, state)[1].frames, world.tokenizer.decode(latents[:, -1:]))  # type: ignore[arg-type]
+
+
+def test_each_dream_keeps_its_own_backdrop_through_index_and_file(
+    still: WorldModel, tmp_path: Path
+) -> None:
+    world, clips = before(still, 0.1), make_clips(3, 4)
+    start(world, clips).index([2, 0]).save(tmp_path / "dreams.safetensors")
+    state = DreamState.load(tmp_path / "dreams.safetensors")
+    assert torch.equal(one_step(world, state)[1].frames, clips["frames"][[2, 0], 2:3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
+def test_what_is_no_difference_of_colours_is_refused(tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"backdrop is a difference of colours in \[0, 1\)"):
+        dataclasses.replace(make_world().config, backdrop=tolerance)
