@@ -28,7 +28,8 @@ class WorldsOptions:
     """Print a shell script that records the world's data and trains it again: pipe it into sh."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """Change a world where it stands, as NAME=NUMBER: second_look, stillness, homing,
-    reserve, end_threshold, denoise_steps, history_noise or backdrop. Weights stay; measure again."""
+    reserve, end_threshold, denoise_steps, history_noise or backdrop. Weights stay; measure it
+    again."""
     back: float | None = None
     """Bring its weights back this share of the way (0.3, say) to the world that its last run began
     with, named by --from: a part of what the run has learned for a part of what it has lost."""
