@@ -15,6 +15,8 @@ from torch.nn.functional import max_pool2d
 # Pixels count as drawn alike together with those that touch them: so the rim of a thing that moves
 # by a part of a pixel moves with it.
 AROUND = 3
+# A difference this many times the tolerance is the decoder's alone; up to there both are mixed.
+OTHERWISE = 1.1
 
 
 def backdrop_of(seen: Tensor, drawn: Tensor) -> Tensor:
@@ -36,13 +38,12 @@ def before_backdrop(frames: Tensor, backdrop: Tensor, tolerance: float) -> Tenso
     Args:
         frames: (B, T, H, W, 3) uint8.
         backdrop: From `backdrop_of`.
-        tolerance: The difference (of 0..1 colours) up to which a pixel counts as drawn alike; from
-            twice as much on it is the decoder's alone, and between them it is mixed.
+        tolerance: The difference (of 0..1 colours) up to which a pixel counts as drawn alike.
     """
     seen, drawn = backdrop.to(torch.float32).unsqueeze(2).unbind(1)  # (B, 1, H, W, 3) each
     colours = frames.to(torch.float32)
     distance = (colours - drawn).abs().amax(-1)  # (B, T, H, W)
     distance = max_pool2d(distance, AROUND, stride=1, padding=AROUND // 2)
-    alike = (2.0 - distance / (255.0 * tolerance)).clamp_(0.0, 1.0)
-    mixed: Tensor = colours.lerp(seen, alike.unsqueeze(-1))
+    alike = (OTHERWISE - distance / (255.0 * tolerance)) / (OTHERWISE - 1.0)
+    mixed: Tensor = colours.lerp(seen, alike.clamp_(0.0, 1.0).unsqueeze(-1))
     return mixed.round_().to(torch.uint8)

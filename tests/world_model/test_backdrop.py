@@ -1,7 +1,6 @@
 """What a dream leaves as it was is shown as it was seen; what it changes, as it is drawn."""
 
 import dataclasses
-import itertools
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,12 @@ def test_what_is_drawn_otherwise_stays_as_it_is_drawn(drawn: int) -> None:
     assert (shown(even(drawn)) == drawn).all()
 
 
-def test_between_the_two_it_is_mixed_and_never_leaps() -> None:
-    tones = [int(shown(even(DRAWN + more))[0, 0, 0]) for more in range(60)]
-    leaps = [abs(b - a) for a, b in itertools.pairwise(tones)]
+def test_between_the_two_it_is_mixed() -> None:
+    tolerance = 0.3  # 76.5 of 255; from 84.15 on it is the decoder's alone
+    tones = [int(shown(even(DRAWN + more), tolerance)[0, 0, 0]) for more in (76, 80, 85)]
     assert tones[0] == SEEN
-    assert tones[-1] == DRAWN + 59
-    assert max(leaps) <= 5  # 100 tones in 25 steps
+    assert DRAWN + 80 < tones[1] < SEEN
+    assert tones[2] == DRAWN + 85
 
 
 def test_one_channel_that_differs_is_enough() -> None:
