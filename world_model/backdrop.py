@@ -10,11 +10,8 @@ Shapes: B dreams, T frames, H W pixels.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import pad
 
-# Pixels count as drawn alike together with those that touch them: so the rim of a thing that moves
-# by a part of a pixel moves with it.
-AROUND = 3
 # A difference this many times the tolerance is the decoder's alone; up to there both are mixed.
 OTHERWISE = 1.1
 
@@ -40,10 +37,21 @@ def before_backdrop(frames: Tensor, backdrop: Tensor, tolerance: float) -> Tenso
         backdrop: From `backdrop_of`.
         tolerance: The difference (of 0..1 colours) up to which a pixel counts as drawn alike.
     """
-    seen, drawn = backdrop.to(torch.float32).unsqueeze(2).unbind(1)  # (B, 1, H, W, 3) each
-    colours = frames.to(torch.float32)
-    distance = (colours - drawn).abs().amax(-1)  # (B, T, H, W)
-    distance = max_pool2d(distance, AROUND, stride=1, padding=AROUND // 2)
-    alike = (OTHERWISE - distance / (255.0 * tolerance)) / (OTHERWISE - 1.0)
-    mixed: Tensor = colours.lerp(seen, alike.clamp_(0.0, 1.0).unsqueeze(-1))
+    seen, drawn = backdrop.unsqueeze(2).unbind(1)  # (B, 1, H, W, 3) each
+    off = torch.where(frames > drawn, frames - drawn, drawn - frames)
+    red, green, blue = off.unbind(-1)
+    furthest = _around(red.maximum(green).maximum(blue)).to(torch.float32)
+    alike = (OTHERWISE - furthest / (255.0 * tolerance)) / (OTHERWISE - 1.0)
+    mixed = frames.to(torch.float32).lerp(seen.to(torch.float32), alike.clamp_(0, 1).unsqueeze(-1))
     return mixed.round_().to(torch.uint8)
+
+
+def _around(off: Tensor) -> Tensor:
+    """The largest of each pixel and those that touch it, in (B, T, H, W).
+
+    So the rim of a thing that moves by a part of a pixel moves with it. Row-wise and column-wise
+    maxima of bytes take half the time of `max_pool2d`, which wants floats.
+    """
+    wide = pad(off, (1, 1, 1, 1))
+    rows = wide[..., :-2, :].maximum(wide[..., 1:-1, :]).maximum(wide[..., 2:, :])
+    return rows[..., :-2].maximum(rows[..., 1:-1]).maximum(rows[..., 2:])

@@ -58,6 +58,22 @@ def test_what_touches_a_changed_pixel_changes_with_it() -> None:
     assert torch.equal(shown(frame), expected)
 
 
+def test_every_pixel_is_as_if_worked_out_by_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen, drawn, frame = (
+        torch.randint(0, 256, (6, 7, 3), dtype=torch.uint8, generator=generator) for _ in range(3)
+    )
+    frame = torch.where(torch.rand((6, 7, 1), generator=generator) < 0.9, drawn, frame)
+    whole = before_backdrop(frame[None, None], backdrop_of(seen[None], drawn[None]), 0.3)[0, 0]
+    off = (frame.int() - drawn.int()).abs()
+    for y in range(6):
+        for x in range(7):
+            most = int(off[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].max())
+            share = min(1.0, max(0.0, (1.1 - most / 76.5) / 0.1))
+            expected = share * seen[y, x].double() + (1.0 - share) * frame[y, x].double()
+            assert (whole[y, x].double() - expected).abs().max() <= 0.5001
+
+
 # ---------------------------------------------------------------------------------- in a dream
 
 
