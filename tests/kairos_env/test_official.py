@@ -84,6 +84,11 @@ def test_types_are_kept_when_it_is_opened_but_for_rates(tmp_path):
     assert types["video.blocks.3.delta.log_rate"] == torch.float32
 
 
+def test_an_imported_world_takes_no_backdrop(world):
+    with pytest.raises(ValueError, match=r"leave it at 0, got 0\.3"):
+        dataclasses.replace(load_world(world).manifest.model, backdrop=0.3)
+
+
 def test_an_imported_world_dreams_and_says_that_it_does_not_answer(world):
     env = open_world(world)
     frames = []

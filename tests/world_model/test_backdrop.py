@@ -94,15 +94,17 @@ def one_step(world: WorldModel, state: DreamState) -> tuple[DreamState, Predicti
     return world.step(state, random_chunks(len(state), 1)[0])
 
 
+def next_picture(world: WorldModel, state: DreamState) -> Tensor:
+    frames = one_step(world, state)[1].frames
+    assert frames is not None
+    return frames
+
+
 def test_a_dream_that_stands_still_shows_the_last_true_frame_to_the_bit(still: WorldModel) -> None:
-    clips = make_clips(2, 4)
+    world, clips = before(still, 0.1), make_clips(2, 4)
     last = clips["frames"][:, 2:3]
-    plain = one_step(still, start(still, clips))[1].frames
-    _, first = one_step(world := before(still, 0.1), start(world, clips))
-    assert first.frames is not None
-    assert torch.equal(first.frames, last)
-    assert plain is not None
-    assert not torch.equal(plain, last)
+    assert torch.equal(next_picture(world, start(world, clips)), last)
+    assert not torch.equal(next_picture(still, start(still, clips)), last)
 
 
 def test_only_the_picture_differs() -> None:
@@ -121,14 +123,14 @@ def test_what_was_observed_last_is_the_backdrop(still: WorldModel) -> None:
     world, clips = before(still, 0.1), make_clips(2, 6)
     state = start(world, clips)
     state = world.observe(state, clips["frames"][:, 3:5], clips["actions"][:, 2:4])
-    assert torch.equal(one_step(world, state)[1].frames, clips["frames"][:, 4:5])  # type: ignore[arg-type]
+    assert torch.equal(next_picture(world, state), clips["frames"][:, 4:5])
 
 
 def test_without_the_frame_itself_its_drawing_is_the_backdrop(still: WorldModel) -> None:
     world = before(still, 0.1)
     latents = world.tokenizer.encode(make_clips(2, 3)["frames"])
     state = world.start_latents(latents, seeds=torch.arange(2))
-    assert torch.equal(one_step(world, state)[1].frames, world.tokenizer.decode(latents[:, -1:]))  # type: ignore[arg-type]
+    assert torch.equal(next_picture(world, state), world.tokenizer.decode(latents[:, -1:]))
 
 
 def test_each_dream_keeps_its_own_backdrop_through_index_and_file(
@@ -137,10 +139,10 @@ def test_each_dream_keeps_its_own_backdrop_through_index_and_file(
     world, clips = before(still, 0.1), make_clips(3, 4)
     start(world, clips).index([2, 0]).save(tmp_path / "dreams.safetensors")
     state = DreamState.load(tmp_path / "dreams.safetensors")
-    assert torch.equal(one_step(world, state)[1].frames, clips["frames"][[2, 0], 2:3])  # type: ignore[arg-type]
+    assert torch.equal(next_picture(world, state), clips["frames"][[2, 0], 2:3])
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
-def test_what_is_no_difference_of_colours_is_refused(tolerance: float) -> None:
+def test_what_is_no_difference_of_colours_is_refused(still: WorldModel, tolerance: float) -> None:
     with pytest.raises(ValueError, match=r"backdrop is a difference of colours in \[0, 1\)"):
-        dataclasses.replace(make_world().config, backdrop=tolerance)
+        dataclasses.replace(still.config, backdrop=tolerance)
