@@ -181,6 +181,12 @@ class Mixture(nn.Module):
             else None
         )
 
+    def let_through(self, layer: int) -> None:
+        """Let a layer change no token, of frames or actions, until it has learned to."""
+        for stream in (self.video, self.action):
+            if stream is not None:
+                cast(Block, stream.blocks[layer]).let_through()
+
     def empty_memory(self, batch: int) -> tuple[LayerMemory, ...]:
         """The memory of a dream that has seen nothing."""
         c = self.config

@@ -48,6 +48,13 @@ class Block(nn.Module):
             nn.Linear(stream.dim, stream.ffn_dim), nn.SiLU(), nn.Linear(stream.ffn_dim, stream.dim)
         )
 
+    def let_through(self) -> None:
+        """Change no token until it has learned to."""
+        for reader in (self.attention, self.delta, self.cross):
+            if reader is not None:
+                set_to_zero(reader.output)
+        set_to_zero(self.feed_forward[-1])
+
     def rows(self, noise_rows: Tensor) -> tuple[Tensor, ...]:
         """The six rows of this block: its own plus the noise level's, each (..., D)."""
         return (self.modulation + noise_rows).unbind(-2)

@@ -256,7 +256,8 @@ def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int
     """Give a world the weights of another one wherever name and shape agree.
 
     Where its convolutional stem and head have twice the channels, or more such multiples, they are
-    given weights with which they compute the same. Heads that have learned to do without the sketch
+    given weights with which they compute the same. Layers that it has beyond the other's let
+    through what they get. Heads that have learned to do without the sketch
     hardly take to it, so they begin anew.
     """
     theirs = other.state_dict()
@@ -274,6 +275,8 @@ def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int
     if not any(n.startswith("mixture.") for n in fitting):
         raise ValueError(f"nothing of world {name} but its tokenizer fits; name its --size")
     world.load_state_dict(fitting, strict=False)
+    for layer in range(len(other.config.transformer.layers), len(world.config.transformer.layers)):
+        world.mixture.let_through(layer)
 
 
 def fits(mine: torch.Tensor | None, other: torch.Tensor) -> bool:
