@@ -257,8 +257,8 @@ def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int
 
     Where its convolutional stem and head have twice the channels, or more such multiples, they are
     given weights with which they compute the same. Layers that it has beyond the other's let
-    through what they get. Heads that have learned to do without the sketch
-    hardly take to it, so they begin anew.
+    through what they get. Heads that have learned to do without the sketch hardly take to it, so
+    they begin anew.
     """
     theirs = other.state_dict()
     if world.config.heads.sketched and not other.config.heads.sketched:
