@@ -10,14 +10,14 @@ in one of them is less in what is between.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from kairos_env.catalogue import bundled_worlds, find_world
 from kairos_env.manifest import Manifest
 from kairos_env.remake import runs_of, start_of
-from kairos_env.world_model.world_model import WorldModel
+from kairos_env.world_model.world_model import WorldConfig, WorldModel
 from kairos_env.worlds import World, load_world, read_manifest, rewrite_manifest, save_world
 
 # name: the part of the world's config that has it, "" for the config itself
@@ -61,14 +61,29 @@ def adjusted(manifest: Manifest, settings: Mapping[str, float], why: str) -> Man
     Raises:
         ValueError: A setting is none, or its value cannot be.
     """
-    config: Any = manifest.model
+    changed = dataclasses.replace(manifest, model=with_settings(manifest.model, settings))
+    return on_record(changed, {"set": dict(settings), "why": why})
+
+
+def with_settings(model: WorldConfig, settings: Mapping[str, float]) -> WorldConfig:
+    """The config with other settings.
+
+    Raises:
+        ValueError: A value cannot be.
+    """
+    config: Any = model
     for name, value in settings.items():
         part = ADJUSTABLE[name]
         where = getattr(config, part) if part else config
         changed = dataclasses.replace(where, **{name: value})
         config = dataclasses.replace(config, **{part: changed}) if part else changed
-    changed_model = dataclasses.replace(manifest, model=config)
-    return on_record(changed_model, {"set": dict(settings), "why": why})
+    return cast(WorldConfig, config)
+
+
+def settings_of(model: WorldConfig) -> dict[str, float]:
+    """All that `with_settings` can change, as it is."""
+    parts = {name: getattr(model, part) if part else model for name, part in ADJUSTABLE.items()}
+    return {name: getattr(part, name) for name, part in parts.items()}
 
 
 def on_record(manifest: Manifest, change: Mapping[str, Any]) -> Manifest:

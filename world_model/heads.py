@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kairos_env.world_model.config import positive
+from kairos_env.world_model.conv_stem import set_to_zero
 from kairos_env.world_model.tables import table
 
 # The expected error, in deviations, at which a number of the state counts as much as the reward,
@@ -26,6 +27,8 @@ ORDINARY, MOST_WORTH = 0.2, 4.0
 REWARD_WORTH = 5.0
 # How much larger a motion from frame to frame is made beside the places that it leads to.
 MOTION = 5.0
+# The least distance, in halves of a picture, that is told from none.
+NEAR = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class HeadsConfig:
     straight: bool = False
     """Whether reward and state are also read off those places by straight lines: a place is most
     of what a state says, and layers of curves give it back less exactly."""
+    measured: int = 0
+    """Distances that are measured between those places, where also is asked how surely each thing
+    is seen at all. Whether two things touch hangs on a distance, to a fraction of a pixel."""
     end_weight: float = 10.0
     """How much more a terminal transition counts than an ordinary one."""
     end_threshold: float = 0.5
@@ -56,7 +62,7 @@ class HeadsConfig:
         """Refuse sizes that cannot be built."""
         positive(self, "hidden")
         positive(self, "channels")
-        for name in ("state_size", "places", "sketched"):
+        for name in ("state_size", "places", "sketched", "measured"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"HeadsConfig.{name} must not be negative, got {getattr(self, name)}"
@@ -67,10 +73,12 @@ class HeadsConfig:
                     "HeadsConfig.calibration must be points of positive, rising numbers, "
                     f"got {self.calibration}"
                 )
-        if self.straight and not self.sketched:
-            raise ValueError(
-                "HeadsConfig.straight reads lines off `sketched` kinds of things, got none"
-            )
+        for name in ("straight", "measured"):
+            if getattr(self, name) and not self.sketched:
+                raise ValueError(
+                    f"HeadsConfig.{name} is about `sketched` kinds of things, of which there are "
+                    "none"
+                )
         if not 0.0 < self.end_threshold < 1.0:
             raise ValueError(
                 f"HeadsConfig.end_threshold must lie in (0, 1), got {self.end_threshold}"
@@ -97,7 +105,7 @@ class Reading(NamedTuple):
     state: Tensor
     """(B, T, S)."""
     valid: Tensor
-    """(B, T) bool: transitions that exist."""
+    """(B, T) bool: transitions that exist; or how much each of them counts, from 0 to 1."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
         """Every tensor changed alike."""
@@ -180,20 +188,33 @@ class Places(nn.Module):
     weighed by a softmax, is read from them far more easily than from all places in a row.
     """
 
-    def __init__(self, channels: int, width: int, kinds: int, *, depth: int = 2) -> None:
+    def __init__(
+        self, channels: int, width: int, kinds: int, *, depth: int = 2, noticing: bool = False
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(channels + 2, width, 3, padding=1), nn.SiLU()]
         for _ in range(depth - 1):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.SiLU()]
         self.look = nn.Sequential(*layers, nn.Conv2d(width, kinds, 1))
+        self.notice = nn.Conv2d(width, kinds, 1) if noticing else None
+        if self.notice is not None:
+            set_to_zero(self.notice)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, h, w) to coordinates in [-1, 1] of each kind, (N, 2 kinds)."""
+        """Look at (N, channels, h, w).
+
+        Returns:
+            Coordinates in [-1, 1] of each kind, (N, 2 kinds); where it notices whether things are
+            there at all, how surely, from 0 to 1, beside them: (N, 3 kinds).
+        """
         grid = _coordinates(x.shape[-2], x.shape[-1], x.dtype, x.device)
-        share = self.look(torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1))
-        share = share.float().flatten(2).softmax(-1)
+        seen = self.look[:-1](torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1))
+        share = self.look[-1](seen).float().flatten(2).softmax(-1)
         centres: Tensor = share @ grid.float().flatten(1).T  # (N, kinds, 2)
-        return centres.flatten(1)
+        if self.notice is None:
+            return centres.flatten(1)
+        sure = self.notice(seen).float().flatten(2).amax(-1).sigmoid()
+        return torch.cat([centres.flatten(1), sure], dim=1)
 
 
 @table
@@ -210,29 +231,77 @@ class Sketched(nn.Module):
     learn it anew, from a few numbers a frame, know it less exactly after equally many updates.
     """
 
-    def __init__(self, channels: int, kinds: int, features: int, lines: int = 0) -> None:
+    def __init__(self, config: HeadsConfig, channels: int, outputs: int) -> None:
         super().__init__()
-        self.places = Places(channels, kinds, kinds, depth=1)
-        self.out = nn.Linear(4 * kinds, features, bias=False)
-        self.lines = nn.Linear(4 * kinds, lines, bias=False) if lines else None
+        self.kinds = kinds = config.sketched
+        self.places = Places(channels, kinds, kinds, depth=1, noticing=config.measured > 0)
+        self.out = nn.Linear(4 * kinds, config.hidden, bias=False)
+        self.lines = nn.Linear(4 * kinds, outputs, bias=False) if config.straight else None
         if self.lines is not None:
-            nn.init.zeros_(self.lines.weight)
+            set_to_zero(self.lines)
+        self.measured = Measured(config, outputs) if config.measured else None
 
     def locate(self, sketch: Tensor) -> Tensor:
-        """Places in sketches (..., channels, H, W): (..., 2 kinds)."""
+        """What `Places` says of sketches (..., channels, H, W): (..., numbers)."""
         found = self.places(F.silu(sketch.flatten(0, -4)))
         places: Tensor = found.unflatten(0, sketch.shape[:-3])
         return places
 
     def forward(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Places (..., 2, 2 kinds) in the frame before and after.
+        """Places (..., 2, numbers) in the frame before and after.
 
         Returns:
             (..., features) for the layers behind, and (..., lines) straight from the places.
         """
-        before, after = places.unbind(-2)
+        centres = places[..., : 2 * self.kinds]
+        before, after = centres.unbind(-2)
         seen = torch.cat([after, MOTION * (after - before)], dim=-1)
-        return self.out(seen), None if self.lines is None else self.lines(seen)
+        features, lines = self.out(seen), None if self.lines is None else self.lines(seen)
+        if self.measured is not None:
+            more, further = self.measured(centres, places[..., 2 * self.kinds :])
+            features, lines = features + more, further if lines is None else lines + further
+        return features, lines
+
+
+class Measured(nn.Module):
+    """Distances between things, and the places of those that are seen.
+
+    A learned difference of places, the same for rows and columns, has a length: where it is of two
+    things, their distance, which layers of curves hardly find in coordinates to a part in a
+    hundred. A thing out of sight has no place in a picture: what is looked for is then found
+    anywhere, so a place counts as surely as its thing is seen.
+
+    All that it says begins at zero, so that heads which take it on begin as they were.
+    """
+
+    def __init__(self, config: HeadsConfig, outputs: int) -> None:
+        super().__init__()
+        kinds, distances = config.sketched, config.measured
+        self.difference = nn.Linear(kinds, distances, bias=False)
+        nn.init.normal_(self.difference.weight, std=kinds**-0.5)
+        self.offset = nn.Parameter(torch.zeros(2, distances))
+        features = 6 * kinds + 4 * distances
+        self.out = nn.Linear(features, config.hidden, bias=False)
+        self.lines = nn.Linear(features, outputs, bias=False)
+        for layer in (self.out, self.lines):
+            set_to_zero(layer)
+
+    def distances(self, centres: Tensor) -> Tensor:
+        """Of centres (..., 2 kinds): (..., distances)."""
+        pairs = centres.unflatten(-1, (-1, 2)).transpose(-1, -2)  # (..., 2, kinds)
+        squares = (self.difference(pairs) + self.offset).square().sum(-2)
+        lengths: Tensor = (squares + NEAR**2).sqrt()
+        return lengths
+
+    def forward(self, centres: Tensor, sure: Tensor) -> tuple[Tensor, Tensor]:
+        """Read centres (..., 2, 2 kinds) and sureness (..., 2, kinds) of both frames."""
+        before, after = centres.unbind(-2)
+        was, now = self.distances(centres).unbind(-2)
+        was_seen, is_seen = sure.repeat_interleave(2, -1).unbind(-2)
+        placed = [is_seen * after, is_seen * was_seen * MOTION * (after - before), sure.flatten(-2)]
+        measured = [now, MOTION * (now - was), now.log(), was.log()]
+        seen = torch.cat(placed + measured, dim=-1)
+        return self.out(seen), self.lines(seen)
 
 
 class Heads(nn.Module):
@@ -276,11 +345,7 @@ class Heads(nn.Module):
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
         )
-        sketched = config.sketched
-        lines = outputs if config.straight else 0
-        self.sketched = (
-            Sketched(sketch_channels, sketched, config.hidden, lines) if sketched else None
-        )
+        self.sketched = Sketched(config, sketch_channels, outputs) if config.sketched else None
         self.mean = nn.Linear(config.hidden, outputs)
         self.log_spread = nn.Linear(config.hidden, outputs)
         self.end = nn.Linear(config.hidden, 1)
@@ -304,7 +369,7 @@ class Heads(nn.Module):
             after: (B, T, C, h, w) the frame that followed.
             actions: (B, T, A, action size) what was done between them.
             tokens: (B, T, L, D) the transformer's tokens of `after`.
-            places: (B, T, 2, 2 kinds) what `sketched` locates in the decoder's sketch of both
+            places: (B, T, 2, numbers) what `sketched` locates in the decoder's sketch of both
                 frames; for heads that look at it.
         """
         mean, log_spread, end = self._outputs(before, after, actions, tokens, places)

@@ -210,6 +210,7 @@ def world_config(
             places=PLACES,
             sketched=PLACES,
             straight=True,
+            measured=PLACES,
         ),
         text=TextConfig() if text else None,
         action_size=action_size,

@@ -50,7 +50,7 @@ class DreamState:
     tokens: Tensor | None = None
     """(B, L, D): what the last frame made of all that is remembered, where the head recollects."""
     places: Tensor | None = None
-    """(B, 1, 2 kinds): in the last frame, of things that the heads find in its sketch."""
+    """(B, 1, numbers): in the last frame, of things that the heads find in its sketch."""
     backdrop: Tensor | None = None
     """(B, 2, H, W, 3) uint8: the last true frame as it was, and as the decoder draws it."""
 

@@ -423,7 +423,7 @@ class WorldModel(nn.Module):
         """What heads that look at the decoder's sketch see of latent frames (B, T, C, h, w).
 
         Returns:
-            The sketches (B, T, C', 2h, 2w), and the places (B, T, 2 kinds) of things in them.
+            The sketches (B, T, C', 2h, 2w), and the places (B, T, numbers) of things in them.
         """
         sketched = self.heads.sketched
         if sketched is None:

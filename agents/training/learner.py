@@ -6,11 +6,12 @@ Everything random in update n comes from (seed, stage, n), so stopping and resum
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kairos_env.agents.data.cache import FrameStore
@@ -32,6 +33,9 @@ ROLLOUT_GROUP = 4
 # Batches of clips in a pool that heads read, the updates that read it, and the transitions that
 # each of them draws for every clip of a batch.
 POOL, READINGS, DRAWN = 4, 48, 12
+# The share of these that are drawn from the last transitions before an end, so many of them. They
+# are few, and a reward is decided there.
+AT_ENDS, BEFORE_END = 0.5, 5
 # Keeps the draws of unrolled batches, and of those that heads read, apart from those of the others.
 UNROLL, READ = 1, 2
 
@@ -329,6 +333,48 @@ class DynamicsObjective:
         return coded(clips, self.world.config.tokenizer.temporal)
 
 
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Transitions that heads read, each a clip of its own."""
+
+    reading: Reading
+    late: NDArray[np.bool_]
+    """(N,): one of the last before an end."""
+
+    @classmethod
+    def of(cls, readings: Sequence[Reading]) -> "Pool":
+        """Those that exist."""
+        late = [shortly_before(r.ended & r.valid, BEFORE_END)[r.valid] for r in readings]
+        joined = Reading.joined([r.existing() for r in readings])
+        return cls(joined, torch.cat(late).cpu().numpy())
+
+    def draw(self, random: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
+        """Which transitions each clip of a batch stands for, and what each counts: (B, DRAWN).
+
+        Those before an end are drawn more often and count less in proportion, so that on average a
+        batch says the same as one that is drawn evenly.
+        """
+        device, shape = self.reading.valid.device, (batch, DRAWN)
+        drawn, counts = random.integers(len(self.late), size=shape), np.ones(shape, np.float32)
+        groups, share = (np.flatnonzero(~self.late), np.flatnonzero(self.late)), self.late.mean()
+        if 0 < share < 1:
+            chosen = np.arange(DRAWN) < round(DRAWN * AT_ENDS)  # (DRAWN,)
+            fine = random.random(shape)
+            for group, mine in zip(groups, (~chosen, chosen), strict=True):
+                drawn[:, mine] = group[(fine[:, mine] * len(group)).astype(np.int64)]
+            worth = np.where(chosen, share / chosen.mean(), (1 - share) / (1 - chosen.mean()))
+            counts = np.broadcast_to(worth / worth.max(), shape).astype(np.float32)
+        return torch.from_numpy(drawn).to(device), torch.from_numpy(counts).to(device)
+
+
+def shortly_before(ended: Tensor, transitions: int) -> Tensor:
+    """The last transitions, so many of them, up to each that ends an episode: (B, T) bool."""
+    late = ended.clone()
+    for _ in range(transitions - 1):
+        late[:, :-1] = late[:, :-1] | late[:, 1:]
+    return late
+
+
 @dataclasses.dataclass
 class HeadsObjective:
     """Read reward, end and state off frames, true and dreamed ones; all else is fixed.
@@ -341,7 +387,7 @@ class HeadsObjective:
     frames: DynamicsObjective
     """Whose clips and dreams are read."""
     planned: int | None = None
-    _pool: Reading | None = None
+    _pool: Pool | None = None
 
     @property
     def group(self) -> int:
@@ -352,23 +398,23 @@ class HeadsObjective:
         """Some transitions of the pool."""
         if step % self.group == 0 or self._pool is None:
             self._pool = self._read(step // self.group)
-        stage, random = self.frames.stage, np.random.default_rng([self.frames.seed, step])
-        drawn = random.integers(len(self._pool.valid), size=(stage.batch, DRAWN))
-        pool, chosen = self._pool, torch.from_numpy(drawn).to(self._pool.valid.device)
+        random = np.random.default_rng([self.frames.seed, step])
+        pool, (drawn, counts) = self._pool, self._pool.draw(random, self.frames.stage.batch)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            total, metrics = self.heads.loss(pool.each(lambda x: x[chosen[rows].flatten()]))
+            chosen = drawn[rows].flatten()
+            reading = pool.reading.each(lambda x: x[chosen])
+            reading = reading._replace(valid=counts[rows].flatten()[:, None])
+            total, metrics = self.heads.loss(reading)
             return total, {"loss": total.detach()} | metrics
 
         return loss_of
 
-    def _read(self, group: int) -> Reading:
+    def _read(self, group: int) -> Pool:
         """Transitions of clips: every other batch is true, the others are dreamed."""
-        parts = [
-            self.frames.reading(POOL * group + i, dreamed=bool(i % 2)).existing()
-            for i in range(POOL)
-        ]
-        return Reading.joined(parts)
+        return Pool.of(
+            [self.frames.reading(POOL * group + i, dreamed=bool(i % 2)) for i in range(POOL)]
+        )
 
 
 def make_learner(

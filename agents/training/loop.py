@@ -16,12 +16,14 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import torch
 
+from kairos_env.adjust import settings_of, with_settings
 from kairos_env.agents.data.files import read_json, write_json
 from kairos_env.agents.runs import refuse_another
 from kairos_env.agents.training import processes
@@ -43,7 +45,7 @@ from kairos_env.world_model.config import to_json
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.published.forward import forward_world
 from kairos_env.world_model.published.world import PublishedWorld
-from kairos_env.world_model.world_model import WorldModel
+from kairos_env.world_model.world_model import WorldConfig, WorldModel
 from kairos_env.worlds import load_world
 
 CHECKPOINT, CONFIG = "checkpoint.safetensors", "train.json"
@@ -242,14 +244,24 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         reserve=config.reserve,
         recollect=config.recollect,
     )
+    start = None if config.start is None else load_world(config.start).model
+    if start is not None:
+        kept = shape.transformer.restore and not config.reserve
+        shape = set_as(shape, start.config, but=() if kept else ("reserve",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         world = WorldModel(shape)
-    if config.start is None:
+    if start is None:
         world.tokenizer.fit_background(data.some_frames(400))
     else:
-        take_what_fits(world, load_world(config.start).model, config.start, seed=config.seed)
+        take_what_fits(world, start, str(config.start), seed=config.seed)
     return world.to(config.device)
+
+
+def set_as(shape: WorldConfig, other: WorldConfig, *, but: Sequence[str] = ()) -> WorldConfig:
+    """A shape with the history and the settings of another world: it shall dream as that one."""
+    settings = {name: x for name, x in settings_of(other).items() if name not in but}
+    return dataclasses.replace(with_settings(shape, settings), history=other.history)
 
 
 def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int = 0) -> None:

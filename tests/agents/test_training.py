@@ -3,25 +3,35 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import tiny_envs  # noqa: F401 (registers the environments)
 import torch
 import tyro
 from safetensors.torch import load_file
 
+from kairos_env.adjust import adjust_world, settings_of
 from kairos_env.agents.collect import collect
 from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
 from kairos_env.agents.training.clips import TrainingData, encoder_fingerprint
 from kairos_env.agents.training.config import FINISHING_STAGES, StageConfig, TrainConfig
-from kairos_env.agents.training.learner import DivergedError, DynamicsObjective, Learner
+from kairos_env.agents.training.learner import (
+    BEFORE_END,
+    DivergedError,
+    DynamicsObjective,
+    Learner,
+    Pool,
+)
+from kairos_env.world_model.heads import Reading
 from kairos_env.world_model.presets import world_config
 from kairos_env.world_model.world_model import WorldModel
 from kairos_env.worlds import load_world
@@ -315,7 +325,7 @@ def test_a_larger_world_dreams_as_the_smaller_one_did(larger: dict[str, Any]) ->
 
 def test_heads_that_have_never_looked_at_the_sketch_begin_anew() -> None:
     config = world_config("tiny", action_size=2, state_size=3, frame_size=(16, 16))
-    blind = dataclasses.replace(config.heads, sketched=0, straight=False)
+    blind = dataclasses.replace(config.heads, sketched=0, straight=False, measured=0)
     torch.manual_seed(0)
     old, older = WorldModel(config), WorldModel(dataclasses.replace(config, heads=blind))
     older.heads.reward_mean.fill_(3.0)
@@ -326,6 +336,23 @@ def test_heads_that_have_never_looked_at_the_sketch_begin_anew() -> None:
         assert torch.equal(world.heads.mean.weight, other.heads.mean.weight) == kept
         assert torch.equal(world.heads.reward_mean, other.heads.reward_mean)
         assert torch.equal(world.tokenizer.latent_scale, other.tokenizer.latent_scale)
+
+
+def test_a_reshaped_world_keeps_what_was_set(data: Path, finished: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(finished, begun)
+    config = config_for(data, tmp_path / "w", start=str(begun), reshape=True)
+    length = load_world(begun).model.config.history
+    settings = {"stillness": 0.07, "second_look": 0.0, "backdrop": 0.2, "end_threshold": 0.7}
+    adjust_world(str(begun), settings, "to see whether they last")
+    reshaped = loop.build_world(config, TrainingData(config)).config
+    assert settings.items() <= settings_of(reshaped).items()
+    assert reshaped.history == length
+    longer = dataclasses.replace(config, history=length + 1)
+    assert loop.build_world(longer, TrainingData(longer)).config.history == length + 1
+    other = {"restore": True, "reserve": 0.3}
+    restoring = dataclasses.replace(config, **other)
+    assert loop.build_world(restoring, TrainingData(restoring)).config.transformer.reserve == 0.3
 
 
 def test_reshaping_needs_a_world_whose_tokenizer_fits(
@@ -433,6 +460,40 @@ def test_a_stage_for_one_part_changes_nothing_else(
     parts = {name.split(".")[1] for name in changed}
     assert parts >= among
     assert "encoder" not in parts
+
+
+def test_heads_read_ends_often_and_evenly_in_sum() -> None:
+    """Half of what is drawn leads to an end; what each counts makes up for that."""
+    random = np.random.default_rng(0)
+    ended = torch.zeros(20, 30, dtype=torch.bool)
+    ended[torch.arange(0, 20, 2), torch.from_numpy(random.integers(5, 30, 10))] = True
+    number = torch.arange(600.0).view(20, 30)
+    valid = torch.ones_like(ended)
+    for clip, row in enumerate(ended):  # nothing exists after an end
+        if row.any():
+            valid[clip, int(row.nonzero()[0]) + 1 :] = False
+    nothing = number[..., None]
+    reading = Reading(*(nothing,) * 4, None, number, ended, nothing, valid)
+    pool = Pool.of([reading])
+    assert pool.late.sum() == 10 * BEFORE_END
+    assert np.isin(np.flatnonzero(pool.reading.ended[:, 0]), np.flatnonzero(pool.late)).all()
+    drawn, counts = (x.numpy() for x in pool.draw(random, 4000))
+    late = pool.late[drawn]
+    assert late.mean() == pytest.approx(0.5)
+    assert counts.max() == 1.0
+    values = pool.reading.reward[:, 0].numpy()
+    found = (values[drawn] * counts).sum() / counts.sum()
+    assert found == pytest.approx(values.mean(), rel=0.02)
+    assert (counts * late).sum() / counts.sum() == pytest.approx(pool.late.mean(), rel=0.02)
+
+
+def test_heads_of_endless_episodes_read_all_alike() -> None:
+    number = torch.arange(60.0).view(2, 30)
+    never, valid = torch.zeros(2, 30).bool(), torch.ones(2, 30).bool()
+    reading = Reading(*(number[..., None],) * 4, None, number, never, number[..., None], valid)
+    drawn, counts = Pool.of([reading]).draw(np.random.default_rng(0), 50)
+    assert set(drawn.flatten().tolist()) == set(range(60))
+    assert (counts == 1.0).all()
 
 
 def test_latents_keep_their_name_while_the_decoder_learns_on(finished: Path) -> None:

@@ -222,9 +222,10 @@ def test_worlds_made_before_places_keep_their_tensors() -> None:
 
 SKETCHED = HeadsConfig(state_size=S, hidden=16, channels=8, sketched=8)
 STRAIGHT = dataclasses.replace(SKETCHED, straight=True)
+MEASURED = dataclasses.replace(STRAIGHT, measured=4)
 
 
-@pytest.mark.parametrize(("config", "off"), [(SKETCHED, 0.3), (STRAIGHT, 0.1)])
+@pytest.mark.parametrize(("config", "off"), [(SKETCHED, 0.3), (STRAIGHT, 0.1), (MEASURED, 0.1)])
 def test_heads_learn_from_the_sketch_where_a_thing_is_and_how_it_moves(
     config: HeadsConfig, off: float
 ) -> None:
@@ -272,3 +273,81 @@ def test_straight_lines_are_read_off_the_sketch_alone() -> None:
     assert moved.abs().min() > 0
     with pytest.raises(ValueError, match="sketched"):
         HeadsConfig(state_size=S, straight=True)
+
+
+def sketching(config: HeadsConfig, channels: int = 1) -> Heads:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Heads(config, (C, h, w), (L, D), A * N, sketch_channels=channels)
+
+
+def test_heads_that_take_on_distances_begin_as_they_were() -> None:
+    sketch = torch.randn(B, T, 2, 1, 12, 12, generator=torch.Generator().manual_seed(3))
+    older, newer = sketching(STRAIGHT), sketching(MEASURED)
+    missing = newer.load_state_dict(older.state_dict(), strict=False).missing_keys
+    assert {name.split(".")[1] for name in missing} == {"measured", "places"}
+    readouts = []
+    for heads in (older, newer):
+        assert heads.sketched is not None
+        readouts.append(heads(*transitions(), heads.sketched.locate(sketch)))
+    for before, after in zip(*readouts, strict=True):
+        torch.testing.assert_close(after, before)
+    with pytest.raises(ValueError, match=r"measured is about `sketched` kinds of things"):
+        HeadsConfig(state_size=S, measured=4)
+
+
+def test_distances_are_those_between_places() -> None:
+    heads = sketching(MEASURED)
+    assert heads.sketched is not None
+    measured = heads.sketched.measured
+    assert measured is not None
+    with torch.no_grad():
+        measured.difference.weight.zero_()
+        measured.difference.weight[0, 2], measured.difference.weight[0, 5] = 1.0, -1.0
+        measured.offset.zero_()
+    centres = torch.zeros(3, 16)
+    centres[:, 4:6] = torch.tensor([[0.3, 0.0], [-0.3, 0.4], [0.0, 0.0]])  # of the third kind
+    centres[:, 10:12] = torch.tensor([[0.0, 0.4], [-0.3, 0.0], [0.0, 0.0]])  # of the sixth
+    distances = measured.distances(centres)
+    expected = torch.tensor([0.5, 0.4, 0.0])
+    torch.testing.assert_close(distances[:, 0], expected, atol=0.021, rtol=0)
+    assert torch.isfinite(distances.log()).all()
+
+
+def two_discs(random: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (count, 2, 12, 12) of two things, one a channel, and how far they are apart."""
+    at = 2.5 + 7.0 * torch.rand(count, 2, 2, generator=random)
+    grid = torch.stack(torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij"))
+    away = (grid - at[..., None, None]).square().sum(2).sqrt()
+    return (2.5 - away).clamp(0.0, 1.0), (at[:, 0] - at[:, 1]).norm(dim=-1)
+
+
+def test_whether_two_things_touch_is_told_better_by_who_measures_their_distance() -> None:
+    """A reward for being near, as most are: one where they are nearer than their width."""
+    random = torch.Generator().manual_seed(4)
+    seen, distance = two_discs(random, 1200)
+    reward = (distance < 3.0).float()[:, None]
+    sketch = (4.0 * seen)[:, None, None].expand(-1, 1, 2, -1, -1, -1)
+    same = tuple(torch.zeros_like(x[:1, :1]).expand(1200, 1, *x.shape[2:]) for x in transitions())
+    ended, valid = torch.zeros(1200, 1).bool(), torch.ones(1200, 1).bool()
+    whole = Reading(*same, sketch, reward, ended, torch.zeros(1200, 1, 0), valid)
+    taught, asked = whole.each(lambda x: x[:900]), whole.each(lambda x: x[900:])
+    errors = []
+    for measured in (0, 8):
+        config = dataclasses.replace(STRAIGHT, state_size=0, measured=measured)
+        heads = sketching(config, channels=2)
+        optimizer = torch.optim.Adam(heads.parameters(), 5e-3)
+        slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 300)
+        for _ in range(300):
+            chosen = torch.randint(900, (64,), generator=random)
+            loss, _ = heads.loss(taught.each(lambda x, chosen=chosen: x[chosen]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            slower.step()
+        assert heads.sketched is not None
+        assert asked.sketch is not None
+        places = heads.sketched.locate(asked.sketch)
+        told = heads(*asked[:4], places).reward
+        errors.append(float((told - asked.reward).square().mean().detach()))
+    assert errors[1] < 0.75 * errors[0], errors
