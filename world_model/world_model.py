@@ -448,10 +448,19 @@ class WorldModel(nn.Module):
             actions: (B, T, A, D) what was done between them.
             tokens: (B, T, L, D) of the later ones.
         """
-        sketch = None if self.heads.sketched is None else self._sketch(frames)
-        if sketch is not None:
-            sketch = torch.stack([sketch[:, :-1], sketch[:, 1:]], dim=2)
-        return frames[:, :-1], frames[:, 1:], actions, tokens, sketch
+        return frames[:, :-1], frames[:, 1:], actions, tokens, self.sketch_pairs(frames)
+
+    def sketch_pairs(self, frames: Tensor) -> Tensor | None:
+        """The decoder's sketches of latent frames (B, T + 1, C, h, w) for the heads.
+
+        Returns:
+            (B, T, 2, C', 2h, 2w), of every frame and the one after; None for heads that do not look
+            at them.
+        """
+        if self.heads.sketched is None:
+            return None
+        sketch = self._sketch(frames)
+        return torch.stack([sketch[:, :-1], sketch[:, 1:]], dim=2)
 
     @torch.no_grad()
     def _sketch(self, latents: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ Metrics = dict[str, float]
 LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 # Updates whose histories are dreamed together.
 ROLLOUT_GROUP = 4
-# Batches of clips in a pool that heads read, the updates that read it, and the transitions that
-# each of them draws for every clip of a batch.
-POOL, READINGS, DRAWN = 4, 48, 12
+# Batches of clips that are gathered for so many updates of the heads, the transitions that each of
+# them draws for every clip of a batch, and the most batches that are kept in memory.
+POOL, READINGS, DRAWN, MOST_POOLED = 4, 48, 12, 400
 # The share of these that are drawn from the last transitions before an end, so many of them. They
 # are few, and a reward is decided there.
 AT_ENDS, BEFORE_END = 0.5, 5
@@ -348,6 +348,11 @@ class Pool:
         joined = Reading.joined([r.existing() for r in readings])
         return cls(joined, torch.cat(late).cpu().numpy())
 
+    def joined(self, other: "Pool") -> "Pool":
+        """Those of both."""
+        late = np.concatenate([self.late, other.late])
+        return Pool(Reading.joined([self.reading, other.reading]), late)
+
     def draw(self, random: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
         """Which transitions each clip of a batch stands for, and what each counts: (B, DRAWN).
 
@@ -380,7 +385,9 @@ class HeadsObjective:
     """Read reward, end and state off frames, true and dreamed ones; all else is fixed.
 
     To dream a frame takes far longer than to read it, so many updates draw their transitions from
-    the same dreams.
+    the same dreams: all from all of them, once it is known how many updates there are. From one
+    small pool after the other, heads learn the few ends of each by heart, and forget them with the
+    next.
     """
 
     heads: Heads
@@ -388,33 +395,50 @@ class HeadsObjective:
     """Whose clips and dreams are read."""
     planned: int | None = None
     _pool: Pool | None = None
+    _batches: int = 0
+    """In the pool."""
 
     @property
     def group(self) -> int:
-        """Updates that share a pool."""
+        """Updates of the first pool, from which it is learned how long they take."""
         return READINGS
 
     def prepare(self, step: int) -> LossOfRows:
         """Some transitions of the pool."""
-        if step % self.group == 0 or self._pool is None:
-            self._pool = self._read(step // self.group)
+        pool = self._filled(self.batches_at(step))
+        world, stage = self.frames.world, self.frames.stage
         random = np.random.default_rng([self.frames.seed, step])
-        pool, (drawn, counts) = self._pool, self._pool.draw(random, self.frames.stage.batch)
+        drawn, counts = pool.draw(random, stage.batch)
 
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             chosen = drawn[rows].flatten()
             reading = pool.reading.each(lambda x: x[chosen])
-            reading = reading._replace(valid=counts[rows].flatten()[:, None])
+            sketch = world.sketch_pairs(torch.cat([reading.before, reading.after], dim=1))
+            reading = reading._replace(sketch=sketch, valid=counts[rows].flatten()[:, None])
             total, metrics = self.heads.loss(reading)
             return total, {"loss": total.detach()} | metrics
 
         return loss_of
 
-    def _read(self, group: int) -> Pool:
-        """Transitions of clips: every other batch is true, the others are dreamed."""
-        return Pool.of(
-            [self.frames.reading(POOL * group + i, dreamed=bool(i % 2)) for i in range(POOL)]
-        )
+    def batches_at(self, step: int) -> int:
+        """Batches of clips in the pool of an update: it is filled after the first group."""
+        if step < READINGS or self.planned is None:
+            return POOL
+        return min(MOST_POOLED, POOL * -(-self.planned // READINGS))
+
+    def _filled(self, batches: int) -> Pool:
+        """The pool with so many batches of clips: every other one is true, the others dreamed."""
+        missing = range(self._batches, batches)
+        if missing:
+            more = Pool.of([self._read(i) for i in missing])
+            self._pool = more if self._pool is None else self._pool.joined(more)
+            self._batches = batches
+        assert self._pool is not None, "a pool begins with some batches"
+        return self._pool
+
+    def _read(self, batch: int) -> Reading:
+        """A batch without its sketches, which would fill the memory."""
+        return self.frames.reading(batch, dreamed=bool(batch % 2))._replace(sketch=None)
 
 
 def make_learner(

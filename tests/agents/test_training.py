@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from kairos_env.adjust import adjust_world, settings_of
 from kairos_env.agents.collect import collect
+from kairos_env.agents.training import learner as learner_module
 from kairos_env.agents.training import loop, processes
 from kairos_env.agents.training.checkpoints import BrokenCheckpointError, Checkpoint
 from kairos_env.agents.training.cli import Arguments, run_config
@@ -26,8 +27,10 @@ from kairos_env.agents.training.clips import TrainingData, encoder_fingerprint
 from kairos_env.agents.training.config import FINISHING_STAGES, StageConfig, TrainConfig
 from kairos_env.agents.training.learner import (
     BEFORE_END,
+    POOL,
     DivergedError,
     DynamicsObjective,
+    HeadsObjective,
     Learner,
     Pool,
 )
@@ -494,6 +497,37 @@ def test_heads_of_endless_episodes_read_all_alike() -> None:
     drawn, counts = Pool.of([reading]).draw(np.random.default_rng(0), 50)
     assert set(drawn.flatten().tolist()) == set(range(60))
     assert (counts == 1.0).all()
+
+
+def test_a_killed_stage_of_heads_reads_the_same_pool_again(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the pool was filled before it was killed."""
+    monkeypatch.setattr(learner_module, "READINGS", 2)
+    stage = next(stage for stage in FINISHING_STAGES if stage.name == "heads")
+    stages = (dataclasses.replace(stage, steps=6, batch=2, frames=6),)
+    sizes, update = [], Learner.update
+
+    def watched(self: Learner) -> dict[str, float]:
+        if len(sizes) == 5:
+            sizes.append(0)
+            raise Killed
+        metrics = update(self)
+        assert isinstance(self.objective, HeadsObjective)
+        sizes.append(self.objective.batches_at(self.step - 1))
+        return metrics
+
+    configs = [
+        config_for(data, tmp_path / name, start=str(finished), stages=stages)
+        for name in ("whole", "killed")
+    ]
+    whole = weights(loop.train(configs[0]))
+    monkeypatch.setattr(Learner, "update", watched)
+    with pytest.raises(Killed):
+        loop.train(configs[1])
+    assert sizes[:5] == [POOL, POOL, 3 * POOL, 3 * POOL, 3 * POOL]
+    resumed = weights(loop.train(configs[1]))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_latents_keep_their_name_while_the_decoder_learns_on(finished: Path) -> None:
