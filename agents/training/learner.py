@@ -207,7 +207,8 @@ class DynamicsObjective:
     planned: int | None = None
     """Updates of the stage, once known."""
     _dreamed: dict[int, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
-    _clips: dict[int, Clips] = dataclasses.field(default_factory=dict)
+    _clips: dict[tuple[int, bool], Clips] = dataclasses.field(default_factory=dict)
+    """By their frames, and whether they are the beginnings of episodes."""
     _left: dict[int, DreamState] = dataclasses.field(default_factory=dict)
     """Where the last leg left the dreams, by the first of the rows that were worked on at once."""
 
@@ -305,15 +306,21 @@ class DynamicsObjective:
         }
 
     def reading(self, number: int, *, dreamed: bool) -> Reading:
-        """What heads learn from of a batch of clips, true or dreamed."""
+        """What heads learn from of a batch of clips, true or dreamed.
+
+        Dreams begin as those that are asked for: with an episode, after as many true frames as the
+        world looks at. Who has not seen what goes under a roof dreams of nothing, or of another
+        place; heads that learn from such dreams learn to believe none of what they see.
+        """
         random = np.random.default_rng([self.seed, number, READ])
-        clips, device = self._batch(number, self.stage.frames), self.config.device
+        clips = self._batch(number, self.stage.frames, beginnings=dreamed)
+        device, look = self.config.device, self.world.config.history
         if not dreamed:
             draws = self.world.draw(clips, generator_for(self.seed, number, device))
             return read_truth(self.world, clips, draws)
-        chunks = self.stage.frames // self.world.config.frames_per_chunk
-        real = min(int(random.integers(*self.stage.lead, endpoint=True)), chunks - 1)
-        real *= self.world.config.latents_per_chunk
+        F = self.world.config.frames_per_chunk
+        real = min(int(random.integers(look, 2 * look, endpoint=True)), self.stage.frames - F)
+        real = -(-real // F) * self.world.config.latents_per_chunk
         seeds = torch.from_numpy(random.integers(0, 2**62, self.stage.batch)).to(device)
         return read_dream(self.world, clips, real=real, seeds=seeds)
 
@@ -321,12 +328,13 @@ class DynamicsObjective:
         """A batch of clips of so many chunks."""
         return self._batch(step, count * self.world.config.frames_per_chunk)
 
-    def _batch(self, step: int, frames: int) -> dict[str, Tensor]:
-        if frames not in self._clips:
-            self._clips[frames] = self.data.clips(
-                self.stage, self.seed, frames=frames, latents=self.latents
+    def _batch(self, step: int, frames: int, *, beginnings: bool = False) -> dict[str, Tensor]:
+        kind = frames, beginnings
+        if kind not in self._clips:
+            self._clips[kind] = self.data.clips(
+                self.stage, self.seed, frames=frames, latents=self.latents, beginnings=beginnings
             )
-        batch = batch_number(self._clips[frames], step)
+        batch = batch_number(self._clips[kind], step)
         clips = as_tensors(batch, self.config.device)
         if self.world.text is not None:
             clips["words"] = self.data.words(self.world.text, batch).to(self.config.device)

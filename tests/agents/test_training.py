@@ -499,6 +499,29 @@ def test_heads_of_endless_episodes_read_all_alike() -> None:
     assert (counts == 1.0).all()
 
 
+def test_heads_read_dreams_that_begin_as_those_that_are_asked_for(
+    data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(data, tmp_path / "w", start=str(finished))
+    opened, recorded = load_world(finished).model, TrainingData(config)
+    opened.config = dataclasses.replace(opened.config, history=4)
+    stage = dataclasses.replace(FINISHING_STAGES[1], batch=8, frames=9)
+    latents = recorded.latents(opened.tokenizer)
+    learner = DynamicsObjective(config, stage, opened, recorded, latents, seed=0)
+    begun: list[int] = []
+    firsts = torch.from_numpy(latents[recorded.cache.offsets[:-1]]).float()
+
+    def read_dream(world: WorldModel, clips: Any, *, real: int, seeds: Any) -> None:
+        begun.append(real)
+        first = clips["latents"][:, 0].float()
+        assert all((firsts == latent).flatten(1).all(1).any() for latent in first)
+
+    monkeypatch.setattr(learner_module, "read_dream", read_dream)
+    for number in range(40):
+        learner.reading(number, dreamed=True)
+    assert set(begun) == {4, 5, 6, 7, 8}
+
+
 def test_a_killed_stage_of_heads_reads_the_same_pool_again(
     data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
