@@ -431,8 +431,18 @@ def dreamed_reading(
 
 @torch.no_grad()
 def read_truth(world: "WorldModel", clips: Clips, draws: Draws) -> Reading:
-    """What heads learn from of clips, seen as they were."""
-    past = remembered(world, clips, draws)
+    """What heads learn from of clips, seen as they were.
+
+    Without the noise and the unknown actions that the dynamics learns to bear: a dream has neither
+    where it is read, and from noisy frames heads learn not to trust a place to a fraction of a
+    pixel.
+    """
+    clear = dataclasses.replace(
+        draws,
+        history_level=torch.zeros_like(draws.history_level),
+        hidden=torch.zeros_like(draws.hidden),
+    )
+    past = remembered(world, clips, clear)
     clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, predict=False)
     return reading(world, past, clean.tokens, clips)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kairos_env.world_model.flow import NoiseLevels
 from kairos_env.world_model.noise import counter_normal
-from kairos_env.world_model.objective import ACTION_MODES, Draws, LossConfig
+from kairos_env.world_model.objective import ACTION_MODES, Draws, LossConfig, read_truth
 from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.world_model import VIDEO_NOISE, WorldModel
 
@@ -370,6 +370,27 @@ def test_the_loss_falls_on_one_batch() -> None:
         losses.append(loss.item())
         assert all(value.isfinite() and not value.requires_grad for value in metrics.values())
     assert losses[-1] < 0.75 * losses[0]
+
+
+def test_heads_read_true_frames_as_they_were(world: WorldModel) -> None:
+    """Whatever noise and hidden actions the dynamics would learn to bear with the same draws."""
+    clips = make_clips(3, 6)
+    draws = draw(world, clips)
+    noisy = dataclasses.replace(
+        draws,
+        history_level=torch.ones_like(draws.history_level),
+        hidden=torch.ones_like(draws.hidden),
+    )
+    reading = read_truth(world, clips, noisy)
+    latents = world.tokenizer.encode(clips["frames"]).float()
+    torch.testing.assert_close(reading.after, latents[:, 1:], atol=0, rtol=0)
+    torch.testing.assert_close(reading.before, latents[:, :-1], atol=0, rtol=0)
+    plain = dataclasses.replace(
+        draws,
+        history_level=torch.zeros_like(draws.history_level),
+        hidden=torch.zeros_like(draws.hidden),
+    )
+    assert torch.equal(reading.tokens, read_truth(world, clips, plain).tokens)
 
 
 def test_a_dreamed_history_takes_the_place_of_the_truth(world: WorldModel) -> None:
