@@ -97,7 +97,9 @@ class TrainingData:
         beginnings: bool = False,
     ) -> Clips:
         """Clips as a stage draws them; or of the beginnings of episodes alone."""
-        shares = {"at_start": 1.0, "at_end": 0.0, "in_motion": 0.0}
+        shares = {"at_end": stage.at_end}
+        if beginnings:
+            shares = {"at_start": 1.0, "at_end": 0.0, "in_motion": 0.0}
         config = ClipConfig(
             batch=stage.batch,
             length=frames,
@@ -105,7 +107,7 @@ class TrainingData:
             split="train" if split == "train" else "validation",
             validation_share=self.config.validation_share,
             overhang=max(0, min(4, frames - 2)),
-            **(shares if beginnings else {"at_end": stage.at_end}),
+            **shares,
         )
         stores = None if latents is None else {"latents": latents}
         return Clips(self.cache, config, stores=stores, with_frames=latents is None)
