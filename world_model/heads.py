@@ -96,8 +96,6 @@ class Reading(NamedTuple):
     """(B, T, A, action size) what was done between them."""
     tokens: Tensor
     """(B, T, L, D) the transformer's tokens of `after`."""
-    sketch: Tensor | None
-    """(B, T, 2, C', 2h, 2w) the decoder's of both frames; None for heads that do not look at it."""
     reward: Tensor
     """(B, T)."""
     ended: Tensor
@@ -109,15 +107,17 @@ class Reading(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Reading":
         """Every tensor changed alike."""
-        changed = (None if x is None else change(x) for x in self)
-        return Reading(*changed)  # type: ignore[arg-type]  # None stays None
+        return Reading(*map(change, self))
 
     @classmethod
     def joined(cls, readings: Sequence["Reading"]) -> "Reading":
         """Their clips, one after the other; all of as many transitions."""
-        columns = zip(*readings, strict=True)
-        joined = (None if column[0] is None else torch.cat(column) for column in columns)
-        return cls(*joined)  # type: ignore[arg-type]  # as above
+        return cls(*map(torch.cat, zip(*readings, strict=True)))
+
+    @property
+    def frames(self) -> Tensor:
+        """(B, T + 1, C, h, w): the first frame, and all that followed."""
+        return torch.cat([self.before[:, :1], self.after], dim=1)
 
     def existing(self) -> "Reading":
         """The transitions that exist, each a clip of its own: (N, 1, ...)."""
@@ -378,9 +378,14 @@ class Heads(nn.Module):
         values = mean * scale + offset
         return Readout(values[..., 0], end, values[..., 1:], log_spread.exp() * scale)
 
-    def loss(self, reading: Reading) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the means by their worth, likelihood of the spreads, and the end's."""
-        before, after, actions, tokens, sketch, reward, ended, state, valid = reading
+    def loss(
+        self, reading: Reading, sketch: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of the means by their worth, likelihood of the spreads, and the end's.
+
+        Heads that look at the decoder's sketch need it of both frames: (B, T, 2, C', 2h, 2w).
+        """
+        before, after, actions, tokens, reward, ended, state, valid = reading
         places = None if self.sketched is None or sketch is None else self.sketched.locate(sketch)
         mean, log_spread, end = self._outputs(before, after, actions, tokens, places)
         target = torch.cat(

@@ -231,7 +231,8 @@ def dynamics_loss(
         past = past.recollecting(clean.tokens)
     total, metrics = video_loss(world, past, clean.trace, draws)
     if loss.heads_weight:
-        heads, more = world.heads.loss(reading(world, past, clean.tokens, clips))
+        read = reading(past, clean.tokens, clips)
+        heads, more = world.heads.loss(read, world.sketch_pairs(read.frames))
         total = total + loss.heads_weight * heads
         metrics |= more
     if world.mixture.action is not None and loss.action_weight:
@@ -283,9 +284,8 @@ def unrolled_loss(
     total = mean_over_clips(error, clips["valid"][:, real:])
     metrics = {"unrolled_mse": (frames.detach() - later).square().mean()}
     if world.config.loss.heads_weight:
-        heads, more = world.heads.loss(
-            dreamed_reading(world, clips, before[:, -1:], frames, tokens)
-        )
+        read = dreamed_reading(clips, before[:, -1:], frames, tokens)
+        heads, more = world.heads.loss(read, world.sketch_pairs(read.frames))
         total = total + world.config.loss.heads_weight * heads
         metrics |= more
     return total, {"loss": total.detach()} | metrics, after
@@ -394,13 +394,16 @@ def video_loss(
     return total, metrics
 
 
-def reading(world: "WorldModel", past: Past, tokens: Tensor, clips: Clips) -> Reading:
+def reading(past: Past, tokens: Tensor, clips: Clips) -> Reading:
     """The transitions of clips as a dream would remember them."""
     frames, actions = past.inputs.latents, past.inputs.actions
     assert frames is not None
     assert actions is not None
     return Reading(
-        *world.transitions(frames, actions[:, 1:], tokens[:, 1:].float()),
+        frames[:, :-1],
+        frames[:, 1:],
+        actions[:, 1:],
+        tokens[:, 1:].float(),
         clips["rewards"],
         clips["terminated"],
         clips["state"][:, 1:],
@@ -408,20 +411,17 @@ def reading(world: "WorldModel", past: Past, tokens: Tensor, clips: Clips) -> Re
     )
 
 
-def dreamed_reading(
-    world: "WorldModel", clips: Clips, before: Tensor, frames: Tensor, tokens: Tensor
-) -> Reading:
+def dreamed_reading(clips: Clips, before: Tensor, frames: Tensor, tokens: Tensor) -> Reading:
     """The transitions of dreams (B, N, ...) of the last N frames of clips; no gradients pass.
 
     `before` (B, 1, ...) is the frame that the dreams go on from.
     """
-    first = clips["latents"].shape[1] - frames.shape[1]
+    first, frames = clips["latents"].shape[1] - frames.shape[1], frames.detach()
     return Reading(
-        *world.transitions(
-            torch.cat([before, frames.detach()], dim=1),
-            clips["actions"][:, first - 1 :],
-            tokens.float(),
-        ),
+        torch.cat([before, frames[:, :-1]], dim=1),
+        frames,
+        clips["actions"][:, first - 1 :],
+        tokens.float(),
         clips["rewards"][:, first - 1 :],
         clips["terminated"][:, first - 1 :],
         clips["state"][:, first:],
@@ -444,7 +444,7 @@ def read_truth(world: "WorldModel", clips: Clips, draws: Draws) -> Reading:
     )
     past = remembered(world, clips, clear)
     clean = world.mixture(past.inputs, FORWARD, chunk_frames=past.chunk, predict=False)
-    return reading(world, past, clean.tokens, clips)
+    return reading(past, clean.tokens, clips)
 
 
 @torch.no_grad()
@@ -453,7 +453,7 @@ def read_dream(world: "WorldModel", clips: Clips, *, real: int, seeds: Tensor) -
     words, actions = clips.get("words"), clips["actions"]
     truth = clips["latents"].float()
     frames, tokens, _ = world.unroll(truth, actions, real=real, seeds=seeds, words=words)
-    return dreamed_reading(world, clips, truth[:, real - 1 : real], frames.float(), tokens)
+    return dreamed_reading(clips, truth[:, real - 1 : real], frames.float(), tokens)
 
 
 def action_loss(

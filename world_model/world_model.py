@@ -438,18 +438,6 @@ class WorldModel(nn.Module):
         assert isinstance(self.tokenizer, Tokenizer), "the config refuses others"
         return self.tokenizer.finish(sketch)
 
-    def transitions(
-        self, frames: Tensor, actions: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """What the heads learn from.
-
-        Args:
-            frames: (B, T + 1, C, h, w) latent frames.
-            actions: (B, T, A, D) what was done between them.
-            tokens: (B, T, L, D) of the later ones.
-        """
-        return frames[:, :-1], frames[:, 1:], actions, tokens, self.sketch_pairs(frames)
-
     def sketch_pairs(self, frames: Tensor) -> Tensor | None:
         """The decoder's sketches of latent frames (B, T + 1, C, h, w) for the heads.
 

@@ -32,7 +32,7 @@ LossOfRows = Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
 ROLLOUT_GROUP = 4
 # Batches of clips that are gathered for so many updates of the heads, the transitions that each of
 # them draws for every clip of a batch, and the most batches that are kept in memory.
-POOL, READINGS, DRAWN, MOST_POOLED = 4, 48, 12, 400
+POOL, READINGS, DRAWN, MOST_POOLED = 24, 48, 12, 400
 # The share of these that are drawn from the last transitions before an end, so many of them. They
 # are few, and a reward is decided there.
 AT_ENDS, BEFORE_END = 0.5, 5
@@ -421,9 +421,8 @@ class HeadsObjective:
         def loss_of(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             chosen = drawn[rows].flatten()
             reading = pool.reading.each(lambda x: x[chosen])
-            sketch = world.sketch_pairs(torch.cat([reading.before, reading.after], dim=1))
-            reading = reading._replace(sketch=sketch, valid=counts[rows].flatten()[:, None])
-            total, metrics = self.heads.loss(reading)
+            reading = reading._replace(valid=counts[rows].flatten()[:, None])
+            total, metrics = self.heads.loss(reading, world.sketch_pairs(reading.frames))
             return total, {"loss": total.detach()} | metrics
 
         return loss_of
@@ -438,15 +437,11 @@ class HeadsObjective:
         """The pool with so many batches of clips: every other one is true, the others dreamed."""
         missing = range(self._batches, batches)
         if missing:
-            more = Pool.of([self._read(i) for i in missing])
+            more = Pool.of([self.frames.reading(i, dreamed=bool(i % 2)) for i in missing])
             self._pool = more if self._pool is None else self._pool.joined(more)
             self._batches = batches
         assert self._pool is not None, "a pool begins with some batches"
         return self._pool
-
-    def _read(self, batch: int) -> Reading:
-        """A batch without its sketches, which would fill the memory."""
-        return self.frames.reading(batch, dreamed=bool(batch % 2))._replace(sketch=None)
 
 
 def make_learner(

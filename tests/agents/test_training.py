@@ -476,7 +476,7 @@ def test_heads_read_ends_often_and_evenly_in_sum() -> None:
         if row.any():
             valid[clip, int(row.nonzero()[0]) + 1 :] = False
     nothing = number[..., None]
-    reading = Reading(*(nothing,) * 4, None, number, ended, nothing, valid)
+    reading = Reading(*(nothing,) * 4, number, ended, nothing, valid)
     pool = Pool.of([reading])
     assert pool.late.sum() == 10 * BEFORE_END
     assert np.isin(np.flatnonzero(pool.reading.ended[:, 0]), np.flatnonzero(pool.late)).all()
@@ -493,7 +493,7 @@ def test_heads_read_ends_often_and_evenly_in_sum() -> None:
 def test_heads_of_endless_episodes_read_all_alike() -> None:
     number = torch.arange(60.0).view(2, 30)
     never, valid = torch.zeros(2, 30).bool(), torch.ones(2, 30).bool()
-    reading = Reading(*(number[..., None],) * 4, None, number, never, number[..., None], valid)
+    reading = Reading(*(number[..., None],) * 4, number, never, number[..., None], valid)
     drawn, counts = Pool.of([reading]).draw(np.random.default_rng(0), 50)
     assert set(drawn.flatten().tolist()) == set(range(60))
     assert (counts == 1.0).all()

@@ -91,9 +91,8 @@ def test_places_are_looked_for_once_and_the_picture_goes_on_from_there(
         assert prediction.frames is not None
         assert torch.equal(prediction.frames, world.tokenizer.decode(prediction.latents))
         torch.testing.assert_close(prediction.state, forgetful.state)
-        sketch = world.transitions(
-            torch.cat([before, prediction.latents], dim=1), chunk, state.previous
-        )[-1]
+        sketch = world.sketch_pairs(torch.cat([before, prediction.latents], dim=1))
+        assert sketch is not None
         assert state.places is not None
         torch.testing.assert_close(state.places, sketched.locate(sketch)[:, -1:, 1])
     true = {"frames": clips["frames"][:, 2:], "actions": clips["actions"][:, 1:]}
