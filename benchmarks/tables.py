@@ -308,6 +308,10 @@ def pixel_memory_table(root: Path) -> str:
             ]
             text += markdown((f"{thing}, while it is hidden: px off in the state", *heads), rows)
         text += origin(result)
+        for name, facts in result["worlds"].items():
+            if then := facts.get("measured"):
+                where = f"{then['machine']['processor']}, commit {then['commit'][:10]}"
+                text += f"\n{name}: measured on the same episodes before, {where}.\n"
     return text
 
 

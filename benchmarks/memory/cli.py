@@ -1,6 +1,7 @@
 """`kairos bench memory`: theorem 1 with trained readers, or in pixels with trained worlds."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,9 @@ class MemoryBench:
     """Held-out episodes for `--pixels`."""
     horizon: int = 100
     """Dreamed frames of each."""
+    beside: Path | None = None
+    """With `--pixels`, results of another such comparison on the same episodes: the worlds that are
+    not compared again stand beside these as they were found then."""
     strips: Path | None = None
     """With `--pixels`, also write a picture: truth above, the worlds below."""
     plot: Path | None = None
@@ -118,8 +122,9 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
         shown=24,
     )
     worlds = [load_world(name) for name in bench.pixels]
+    earlier = None if bench.beside is None else json.loads(bench.beside.read_text("utf-8"))
     with progress_bar() as bar:
-        compared = compare_worlds(worlds, config, tell=teller(bar))
+        compared = compare_worlds(worlds, config, earlier=earlier, tell=teller(bar))
     results = compared.document
     if bench.strips is not None:
         write_picture(bench.strips, compared.strips)

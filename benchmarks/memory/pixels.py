@@ -5,6 +5,7 @@ knows, and stands for what forgetting costs.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,21 @@ def compare_worlds(
     worlds: Sequence["World"],
     config: FidelityConfig,
     *,
+    earlier: Json | None = None,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> Compared:
     """Error of what comes back into sight, by hidden gap, for every world.
 
+    Args:
+        worlds: Of one environment.
+        config: Which episodes, and how they are judged.
+        earlier: The document of another comparison on the same episodes. Its worlds stand beside
+            these as they were found then, unless they are compared again.
+        tell: Hears how far it is.
+
     Raises:
-        UnlikeWorldsError: The worlds are of different environments, or nothing hides in theirs.
+        UnlikeWorldsError: The worlds are of different environments, nothing hides in theirs, or
+            the earlier comparison was on other episodes.
     """
     names = [world.name for world in worlds]
     first = worlds[0]
@@ -66,6 +76,9 @@ def compare_worlds(
             )
     if len(set(names)) != len(names):
         raise UnlikeWorldsError(f"worlds need different names, got {', '.join(names)}")
+    asked = {"environment": environment.id, "config": dataclasses.asdict(config)}
+    if earlier is not None:
+        _require_same_question(asked, earlier)
     held_out = HeldOut(environment, first.model.config.history, config)
     predictors: dict[str, Predictor] = {world.name: Dream(own_model(world)) for world in worlds}
     try:
@@ -92,8 +105,7 @@ def compare_worlds(
     )
     facts = {world.name: _facts(world) for world in worlds}
     document = {
-        "environment": environment.id,
-        "config": dataclasses.asdict(config),
+        **asked,
         "worlds": facts,
         "back_in_sight": {
             name: plain(reappearance(yard, trace))
@@ -101,9 +113,53 @@ def compare_worlds(
             if name != TRUTH
         },
     }
+    if earlier is not None:
+        document = _beside(document, earlier)
     beyond = max(told["reach"] or 0 for told in facts.values())
     strip = _picture(yard, evidence.pictures, config.shown, beyond)
     return Compared(document=document, strips=strip)
+
+
+def _require_same_question(asked: Json, earlier: Json) -> None:
+    """Refuse a document of other episodes, before any are dreamed."""
+    for name, now in _as_read(asked).items():
+        then = earlier.get(name)
+        if now != then:
+            raise UnlikeWorldsError(
+                f"the earlier comparison has {name} {then}, this one {now}; repeat its command "
+                "with other worlds"
+            )
+
+
+def _beside(found: Json, earlier: Json) -> Json:
+    """The document with the worlds of an earlier one, and when and where those were measured.
+
+    What the last true picture is off by, which no network draws, says whether the episodes are the
+    same.
+    """
+    found = _as_read(found)
+    now, then = found["back_in_sight"], earlier["back_in_sight"]
+    if now[COPY] != then[COPY]:
+        raise UnlikeWorldsError(
+            "the earlier comparison was on episodes of the same seed that went another way (the "
+            "scene or its physics has changed since); compare its worlds again"
+        )
+    source = {name: earlier[name] for name in ("commit", "measured_at", "machine")}
+    kept = {
+        name: {"measured": source} | facts
+        for name, facts in earlier["worlds"].items()
+        if name not in found["worlds"]
+    }
+    rows = {name: then[name] for name in kept}
+    mine = {name: row for name, row in now.items() if name != COPY}
+    back = mine | rows | {COPY: now[COPY]}
+    return found | {"worlds": found["worlds"] | kept, "back_in_sight": back}
+
+
+def _as_read(document: Json) -> Json:
+    """As it comes back from a file."""
+    read: Json = json.loads(json.dumps(document))
+    return read
 
 
 def _picture(yard: Yardstick, pictures: Mapping[str, Picture], kept: int, beyond: int) -> Picture:

@@ -64,6 +64,40 @@ def test_two_worlds_are_asked_about_the_same_gaps(tmp_path, capsys) -> None:
     assert "back in sight" in printed
 
 
+@pytest.mark.render
+def test_a_world_compared_before_stands_beside_a_new_one(tmp_path, capsys) -> None:
+    """Only where it was asked about the same episodes."""
+    one, other, new = (
+        save_untrained(tmp_path / name, "KairosOcclude-v0", states=9)
+        for name in ("one", "other", "new")
+    )
+    command = ["memory", "--episodes", "4", "--horizon", "20", "--pixels"]
+    folder = tmp_path / "benchmarks" / "results"
+    assert cli.main([*command, str(one), str(other), "--out", str(folder)]) == 0
+    (file,) = folder.iterdir()
+    before = json.loads(file.read_text())
+    beside = ["--beside", str(file), "--out", str(folder)]
+    assert cli.main([*command, str(new), str(other), *beside]) == 0
+    after = json.loads(file.read_text())
+    assert list(after["back_in_sight"]) == ["new", "other", "one", "copy"]
+    assert after["back_in_sight"]["one"] == before["back_in_sight"]["one"]
+    assert after["worlds"]["one"]["measured"]["measured_at"] == before["measured_at"]
+    assert "measured" not in after["worlds"]["other"]
+    table = TABLES["pixel_memory"](tmp_path)
+    assert "| new (all) | other (all) | one (all) | copy |" in table
+    assert "one: measured on the same episodes before" in table
+
+    before["config"]["seed"] = 1
+    file.write_text(json.dumps(before))
+    assert cli.main([*command, str(new), *beside]) == 1
+    assert "repeat its command with other worlds" in capsys.readouterr().err
+    before["config"]["seed"] = 0
+    before["back_in_sight"]["copy"]["ball"]["gaps"] = []
+    file.write_text(json.dumps(before))
+    assert cli.main([*command, str(new), *beside]) == 1
+    assert "went another way" in capsys.readouterr().err
+
+
 def test_worlds_of_different_environments_are_refused(tmp_path, capsys) -> None:
     worlds = [
         save_untrained(tmp_path / "a", "KairosOcclude-v0", states=9),
