@@ -48,6 +48,8 @@ from kairos_env.world_model.published.world import PublishedWorld
 from kairos_env.world_model.world_model import WorldConfig, WorldModel
 from kairos_env.worlds import load_world
 
+# Seed of what a world to begin with does not have.
+TAKEN_ON = 0
 CHECKPOINT, CONFIG = "checkpoint.safetensors", "train.json"
 # Updates before the rate is measured, and from which it is measured.
 WARM, MEASURED = 5, 20
@@ -249,12 +251,14 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         kept = shape.transformer.restore and not config.reserve
         shape = set_as(shape, start.config, but=() if kept else ("reserve",))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        # What a world to begin with does not have begins alike in every run from it: the weights of
+        # two such runs can only be mixed (`--blend`) where they grew out of the same ones.
+        torch.manual_seed(config.seed if start is None else TAKEN_ON)
         world = WorldModel(shape)
     if start is None:
         world.tokenizer.fit_background(data.some_frames(400))
     else:
-        take_what_fits(world, start, str(config.start), seed=config.seed)
+        take_what_fits(world, start, str(config.start))
     return world.to(config.device)
 
 
@@ -264,7 +268,7 @@ def set_as(shape: WorldConfig, other: WorldConfig, *, but: Sequence[str] = ()) -
     return dataclasses.replace(with_settings(shape, settings), history=other.history)
 
 
-def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int = 0) -> None:
+def take_what_fits(world: WorldModel, other: WorldModel, name: str) -> None:
     """Give a world the weights of another one wherever name and shape agree.
 
     Where its convolutional stem and head have twice the channels, or more such multiples, they are
@@ -276,7 +280,7 @@ def take_what_fits(world: WorldModel, other: WorldModel, name: str, *, seed: int
     if world.config.heads.sketched and not other.config.heads.sketched:
         for parameter, _ in other.heads.named_parameters():
             del theirs[f"heads.{parameter}"]
-    theirs |= widened(world, other, torch.Generator().manual_seed(seed))
+    theirs |= widened(world, other, torch.Generator().manual_seed(TAKEN_ON))
     fitting = {n: theirs[n] for n, x in world.state_dict().items() if fits(theirs.get(n), x)}
     foreign = [n for n in world.tokenizer.state_dict() if f"tokenizer.{n}" not in fitting]
     if foreign:
