@@ -48,7 +48,8 @@ from kairos_env.world_model.published.world import PublishedWorld
 from kairos_env.world_model.world_model import WorldConfig, WorldModel
 from kairos_env.worlds import load_world
 
-# Seed of what a world to begin with does not have.
+# Seed of what a world to begin with does not have. That begins alike in every run from it: the
+# weights of two such runs can only be mixed (`--blend`) where they grew out of the same ones.
 TAKEN_ON = 0
 CHECKPOINT, CONFIG = "checkpoint.safetensors", "train.json"
 # Updates before the rate is measured, and from which it is measured.
@@ -251,8 +252,6 @@ def shaped_world(config: TrainConfig, data: TrainingData) -> WorldModel:
         kept = shape.transformer.restore and not config.reserve
         shape = set_as(shape, start.config, but=() if kept else ("reserve",))
     with torch.random.fork_rng(devices=[]):
-        # What a world to begin with does not have begins alike in every run from it: the weights of
-        # two such runs can only be mixed (`--blend`) where they grew out of the same ones.
         torch.manual_seed(config.seed if start is None else TAKEN_ON)
         world = WorldModel(shape)
     if start is None:

@@ -1,7 +1,6 @@
 """`kairos bench memory`: theorem 1 with trained readers, or in pixels with trained worlds."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kairos_env.agents.data.files import write_bytes
+from kairos_env.agents.data.files import read_json, write_bytes
 from kairos_env.benchmarks.cells import Cells, Json, cell_folder
 from kairos_env.benchmarks.fidelity.config import FidelityConfig
 from kairos_env.benchmarks.fidelity.report import show
@@ -122,7 +121,7 @@ def _pixels(bench: MemoryBench) -> tuple[str, Json]:
         shown=24,
     )
     worlds = [load_world(name) for name in bench.pixels]
-    earlier = None if bench.beside is None else json.loads(bench.beside.read_text("utf-8"))
+    earlier = None if bench.beside is None else read_json(bench.beside)
     with progress_bar() as bar:
         compared = compare_worlds(worlds, config, earlier=earlier, tell=teller(bar))
     results = compared.document

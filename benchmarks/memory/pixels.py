@@ -5,7 +5,6 @@ knows, and stands for what forgetting costs.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -76,7 +75,7 @@ def compare_worlds(
             )
     if len(set(names)) != len(names):
         raise UnlikeWorldsError(f"worlds need different names, got {', '.join(names)}")
-    asked = {"environment": environment.id, "config": dataclasses.asdict(config)}
+    asked = {"environment": environment.id, "config": plain(dataclasses.asdict(config))}
     if earlier is not None:
         _require_same_question(asked, earlier)
     held_out = HeldOut(environment, first.model.config.history, config)
@@ -122,7 +121,7 @@ def compare_worlds(
 
 def _require_same_question(asked: Json, earlier: Json) -> None:
     """Refuse a document of other episodes, before any are dreamed."""
-    for name, now in _as_read(asked).items():
+    for name, now in asked.items():
         then = earlier.get(name)
         if now != then:
             raise UnlikeWorldsError(
@@ -137,7 +136,6 @@ def _beside(found: Json, earlier: Json) -> Json:
     What the last true picture is off by, which no network draws, says whether the episodes are the
     same.
     """
-    found = _as_read(found)
     now, then = found["back_in_sight"], earlier["back_in_sight"]
     if now[COPY] != then[COPY]:
         raise UnlikeWorldsError(
@@ -154,12 +152,6 @@ def _beside(found: Json, earlier: Json) -> Json:
     mine = {name: row for name, row in now.items() if name != COPY}
     back = mine | rows | {COPY: now[COPY]}
     return found | {"worlds": found["worlds"] | kept, "back_in_sight": back}
-
-
-def _as_read(document: Json) -> Json:
-    """As it comes back from a file."""
-    read: Json = json.loads(json.dumps(document))
-    return read
 
 
 def _picture(yard: Yardstick, pictures: Mapping[str, Picture], kept: int, beyond: int) -> Picture:

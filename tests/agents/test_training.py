@@ -273,17 +273,17 @@ def test_a_world_tells_the_recipe_of_each_of_its_datasets(data: Path, tmp_path: 
     assert "joined" not in alone.manifest.provenance["data"]
 
 
+def windows_from(start: Path, data: Path, out: Path, **changes: object) -> TrainConfig:
+    """A run that gives a world windows in place of its delta rule."""
+    layers = ("SWA", "SWA", "DSWA", "SWA")
+    return config_for(data, out, start=str(start), reshape=True, layers=layers, **changes)
+
+
 def test_a_world_is_reshaped_with_all_weights_that_fit(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
-    config = config_for(
-        data,
-        tmp_path / "windows",
-        start=str(finished),
-        reshape=True,
-        layers=("SWA", "SWA", "DSWA", "SWA"),
-        stages=(dataclasses.replace(STAGES[1], steps=1, learning_rate=1e-12, weight_decay=0.0),),
-    )
+    stage = dataclasses.replace(STAGES[1], steps=1, learning_rate=1e-12, weight_decay=0.0)
+    config = windows_from(finished, data, tmp_path / "windows", stages=(stage,))
     world = load_world(loop.train(config))
     old = load_world(finished).model.state_dict()
     new = world.model.state_dict()
@@ -345,17 +345,8 @@ def test_runs_from_one_world_take_on_the_same_new_parts(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
     """Otherwise their weights could not be mixed: parts that began differently do not fit."""
-    windows = config_for(
-        data,
-        tmp_path / "w",
-        start=str(finished),
-        reshape=True,
-        layers=("SWA", "SWA", "DSWA", "SWA"),
-    )
-    one, other = (
-        loop.build_world(config, TrainingData(config)).state_dict()
-        for config in (dataclasses.replace(windows, seed=seed) for seed in (1, 2))
-    )
+    sisters = [windows_from(finished, data, tmp_path / "w", seed=seed) for seed in (1, 2)]
+    one, other = (loop.build_world(config, TrainingData(config)).state_dict() for config in sisters)
     assert (
         "mixture.video.blocks.3.attention.q.weight" not in load_world(finished).model.state_dict()
     )
