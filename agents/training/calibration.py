@@ -20,7 +20,7 @@ from kairos_env.world_model.world_model import WorldModel
 
 Numbers = NDArray[np.float64]
 Points = tuple[tuple[float, float], ...]
-EPISODES, FRAMES, REAL = 128, 50, 3
+EPISODES, FRAMES = 128, 50
 BINS = 10
 FEWEST = 8  # frames in a bin, ends that a threshold is chosen by
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
@@ -68,9 +68,12 @@ def calibrate(world: WorldModel, data: TrainingData) -> dict[str, Any] | None:
 
 
 def dream(world: WorldModel, data: TrainingData) -> Dreamed:
-    """Dream held-out episodes with their own actions."""
+    """Dream held-out episodes with their own actions, from as much truth as the world begins with.
+
+    From less, ends are told at wrong frames, and the threshold that tells those best is too low.
+    """
     F, scale = world.config.frames_per_chunk, world.heads.state_scale
-    real, steps = F * -(-REAL // F), -(-FRAMES // F)
+    real, steps = F * -(-world.config.history // F), -(-FRAMES // F)
     stage = StageConfig(name="calibration", learns="dynamics")
     clips = data.clips(stage, 0, frames=real + steps * F, split="validation")
     chosen = np.arange(min(EPISODES, len(clips.episodes)))

@@ -329,7 +329,7 @@ def answering_world(
     """An imported network as a world of the data's environment, ready to learn its actions."""
     spec = data.spec
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(TAKEN_ON)
         world = forward_world(
             imported,
             action_size=spec.action_size,

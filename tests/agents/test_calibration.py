@@ -95,10 +95,16 @@ def test_a_trained_world_says_what_its_calibration_is_worth(tmp_path: Path) -> N
     data = tmp_path / "ball"
     collect("TinyBall-v0", episodes=20, out=data, chunk=2, frame_size=16, horizon=12)
     config = TrainConfig(
-        data=(data,), out=tmp_path / "w", size="tiny", stages=STAGES[:2], threads=1
+        data=(data,),
+        out=tmp_path / "w",
+        size="tiny",
+        stages=STAGES[:2],
+        threads=1,
+        validation_share=0.5,
+        history=4,
     )
-    world = load_world(train(dataclasses.replace(config, validation_share=0.5)))
+    world = load_world(train(config))
     assert world.model.heads.config.calibration
     found = world.manifest.provenance["calibration"]
-    assert found["frames"] > 0
+    assert found["frames"] == found["episodes"] // 2 * (13 - 4)  # begun as the world's own dreams
     assert found["error_after"] < found["error_before"]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kairos_env.agents.collect import collect
+from kairos_env.agents.training.clips import TrainingData
 from kairos_env.agents.training.config import ROBOT_STAGES, TrainConfig
-from kairos_env.agents.training.loop import train
+from kairos_env.agents.training.loop import build_world, train
 from kairos_env.benchmarks import lamp
 from kairos_env.benchmarks.published import PublishedBench, answers
 from kairos_env.official import Export, Import, export_official, import_official
@@ -60,6 +61,9 @@ def test_it_trains_into_an_ordinary_world(tmp_path: Path) -> None:
         validation_share=0.2,
         bfloat16=False,
     )
+    runs = [dataclasses.replace(config, seed=seed) for seed in (1, 2)]
+    one, other = (build_world(run, TrainingData(run)).state_dict() for run in runs)
+    assert all(torch.equal(x, other[name]) for name, x in one.items())  # so they can be mixed
     env = gymnasium.make("kairos_env:Kairos-v0", world=str(train(config)))
     frames = []
     for action in (-1.0, 1.0):
