@@ -112,7 +112,7 @@ def _stir(model: WorldModel) -> None:
 def _drawn_starts(config: WorldConfig, count: int = 8) -> Starts:
     """Histories drawn by hand: a blue disc moves, a red square and a green disc stand."""
     random = np.random.default_rng(SEED)
-    T = config.history + -config.history % config.frames_per_chunk
+    T = config.history_frames
     state = np.zeros((count, len(STATE_NAMES)), np.float32)
     state[:, [0, 1, 2, 3, 11, 12]] = random.uniform(-0.7, 0.7, (count, 6))
     state[:, 4] = 1.0

@@ -136,6 +136,11 @@ class WorldConfig:
             )
 
     @property
+    def history_frames(self) -> int:
+        """Frames that a dream is started with: `history`, in whole chunks."""
+        return self.history + -self.history % self.frames_per_chunk
+
+    @property
     def actions_per_frame(self) -> int:
         """A = K / F."""
         return self.chunk // self.frames_per_chunk

@@ -73,7 +73,7 @@ def dream(world: WorldModel, data: TrainingData) -> Dreamed:
     From less, ends are told at wrong frames, and the threshold that tells those best is too low.
     """
     F, scale = world.config.frames_per_chunk, world.heads.state_scale
-    real, steps = F * -(-world.config.history // F), -(-FRAMES // F)
+    real, steps = world.config.history_frames, -(-FRAMES // F)
     stage = StageConfig(name="calibration", learns="dynamics")
     clips = data.clips(stage, 0, frames=real + steps * F, split="validation")
     chosen = np.arange(min(EPISODES, len(clips.episodes)))

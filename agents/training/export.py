@@ -91,7 +91,7 @@ def make_starts(world: WorldModel, data: TrainingData, spec: EnvironmentSpec) ->
     """
     random = np.random.default_rng(0)
     F = spec.frames_per_chunk
-    length = F * -(-world.config.history // F)  # whole chunks
+    length = world.config.history_frames
     places = []
     for i, episode in enumerate(_long_enough(data, length)[:STARTS]):
         latest = max(_recorded(data, episode) // F - length // F - 5, 0) if i % 2 else 0

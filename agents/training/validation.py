@@ -22,7 +22,6 @@ from kairos_env.world_model.world_model import WorldModel
 
 EPISODES = 32
 HORIZONS = (1, 10, 50)
-REAL = 3  # true frames before the dream begins
 SHOWN = 4  # episodes in the picture
 COLUMNS = (1, 2, 5, 10, 15, 20, 30, 40, 50)
 
@@ -79,9 +78,8 @@ def explain(world: WorldModel, data: TrainingData, stage: StageConfig) -> Metric
 
 def dream(world: WorldModel, data: TrainingData, stage: StageConfig, picture: Path) -> Metrics:
     """How far frames dreamed from the first few are from the true ones, by horizon."""
-    F = world.config.frames_per_chunk
+    F, real = world.config.frames_per_chunk, world.config.history_frames
     steps = -(-max(HORIZONS) // F)
-    real = F * -(-REAL // F)
     batch = held_out(data, stage, frames=real + steps * F)
     clips = as_tensors(batch, str(world.device))
     words = None if world.text is None else data.words(world.text, batch)

@@ -63,7 +63,7 @@ class Openings:
 def warm_steps(world: "World") -> int:
     """W: steps until there are as many frames as a dream of this world begins with."""
     F = world.manifest.environment.frames_per_chunk
-    return -(-(_history(world) - 1) // F)
+    return -(-(world.manifest.model.history_frames - 1) // F)
 
 
 def open_twin(world: "World", steps: int, *, draw: bool = True) -> "RealEnv":
@@ -88,7 +88,7 @@ def find_openings(world: "World", env: "RealEnv", *, episodes: int, seed: int) -
         elif number > 10 + len(found) / LEAST_USABLE:
             raise EpisodesError(
                 f"{number - len(found)} of {number} episodes of {env.name} ended within the "
-                f"{_history(world)} frames that a dream is started with"
+                f"{world.manifest.model.history_frames} frames that a dream is started with"
             )
     return Openings(**{name: np.stack([one[name] for one in found]) for name in found[0]})
 
@@ -128,7 +128,7 @@ def _one(world: "World", env: "RealEnv", number: int, seed: int) -> dict[str, An
         info = step.info
         frames += list(info["frames"])
         warm.append(encode_actions(env.action_space, step.chunk))
-    h, A = _history(world), world.manifest.model.actions_per_frame
+    h, A = world.manifest.model.history_frames, world.manifest.model.actions_per_frame
     D = world.manifest.model.action_size
     chunks = np.array(warm, np.float32).reshape(len(warm), env.chunk, D)
     return {
@@ -140,9 +140,3 @@ def _one(world: "World", env: "RealEnv", number: int, seed: int) -> dict[str, An
         "actions": chunks.reshape(-1, A, D)[len(chunks) * env.frames_per_chunk - h + 1 :],
         "state": np.asarray(info["state"], np.float32),
     }
-
-
-def _history(world: "World") -> int:
-    """h: what the world asks for, in whole chunks."""
-    F = world.manifest.environment.frames_per_chunk
-    return F * -(-world.manifest.model.history // F)

@@ -88,8 +88,10 @@ def test_a_trained_world_says_what_its_calibration_is_worth(tmp_path: Path) -> N
     from test_training import STAGES
 
     from kairos_env.agents.collect import collect
+    from kairos_env.agents.training.clips import TrainingData
     from kairos_env.agents.training.config import TrainConfig
     from kairos_env.agents.training.loop import train
+    from kairos_env.agents.training.validation import held_out
     from kairos_env.worlds import load_world
 
     data = tmp_path / "ball"
@@ -108,3 +110,8 @@ def test_a_trained_world_says_what_its_calibration_is_worth(tmp_path: Path) -> N
     found = world.manifest.provenance["calibration"]
     assert found["frames"] == found["episodes"] // 2 * (13 - 4)  # begun as the world's own dreams
     assert found["error_after"] < found["error_before"]
+    frames = held_out(TrainingData(config), STAGES[1], frames=5)["frames"].astype(np.float64)
+    copied = 20 * np.log10(255) - 10 * np.log10(np.square(frames[:, 3] - frames[:, 4]).mean())
+    log = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+    judged = [record for record in log if "copy@1" in record]
+    assert judged[-1]["copy@1"] == pytest.approx(copied, abs=1e-3)  # so do those of validation
