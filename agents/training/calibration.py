@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kairos_env.agents.training.clips import TrainingData, as_tensors
+from kairos_env.agents.training.clips import TrainingData, begin_dreams
 from kairos_env.agents.training.config import StageConfig
 from kairos_env.world_model.heads import calibrated
 from kairos_env.world_model.world_model import WorldModel
@@ -78,16 +78,7 @@ def dream(world: WorldModel, data: TrainingData) -> Dreamed:
     clips = data.clips(stage, 0, frames=real + steps * F, split="validation")
     chosen = np.arange(min(EPISODES, len(clips.episodes)))
     batch = clips.cut(chosen, np.zeros(len(chosen), np.int64))
-    truth = as_tensors(batch, str(world.device))
-    words = None if world.text is None else data.words(world.text, batch)
-    text, mask = world.tell(words, len(chosen))
-    state = world.start(
-        truth["frames"][:, :real],
-        truth["actions"][:, : real - 1],
-        seeds=torch.arange(len(chosen), device=world.device),
-        text=text,
-        text_mask=mask,
-    )
+    truth, state = begin_dreams(world, data, batch)
     stated, actual, ends, ended = [], [], [], []
     for t in range(real - 1, real - 1 + steps * F, F):
         chunk = truth["actions"][:, t : t + F].flatten(1, 2)

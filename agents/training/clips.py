@@ -20,8 +20,9 @@ from kairos_env.agents.data.dataset import Dataset
 from kairos_env.agents.data.readers import join_datasets, open_dataset
 from kairos_env.agents.data.views import FilmDataset
 from kairos_env.agents.training.config import StageConfig, TrainConfig
+from kairos_env.world_model.state import DreamState
 from kairos_env.world_model.text import TextEncoder
-from kairos_env.world_model.world_model import AnyTokenizer
+from kairos_env.world_model.world_model import AnyTokenizer, WorldModel
 
 ENCODE_BATCH = 256  # frames encoded at once
 
@@ -161,6 +162,21 @@ def as_tensors(batch: Batch, device: str, rows: slice = slice(None)) -> dict[str
         for name in names
         if name in batch
     }
+
+
+def begin_dreams(
+    world: WorldModel, data: TrainingData, batch: Batch
+) -> tuple[dict[str, Tensor], DreamState]:
+    """Clips as tensors, and dreams of them that stand where the world's own begin."""
+    clips, real = as_tensors(batch, str(world.device)), world.config.history_frames
+    words = None if world.text is None else data.words(world.text, batch)
+    text, mask = world.tell(words, len(clips["valid"]))
+    history = clips["frames"][:, :real]
+    seeds = torch.arange(len(history), device=history.device)
+    state = world.start(
+        history, clips["actions"][:, : real - 1], seeds=seeds, text=text, text_mask=mask
+    )
+    return clips, state
 
 
 def encoder_fingerprint(tokenizer: AnyTokenizer) -> str:

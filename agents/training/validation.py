@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kairos_env.agents.data.clips import Batch
 from kairos_env.agents.training import processes
-from kairos_env.agents.training.clips import TrainingData, as_tensors
+from kairos_env.agents.training.clips import TrainingData, as_tensors, begin_dreams
 from kairos_env.agents.training.config import StageConfig
 from kairos_env.agents.training.learner import Learner, Metrics, generator_for
 from kairos_env.world_model.history import coded
@@ -81,14 +81,7 @@ def dream(world: WorldModel, data: TrainingData, stage: StageConfig, picture: Pa
     F, real = world.config.frames_per_chunk, world.config.history_frames
     steps = -(-max(HORIZONS) // F)
     batch = held_out(data, stage, frames=real + steps * F)
-    clips = as_tensors(batch, str(world.device))
-    words = None if world.text is None else data.words(world.text, batch)
-    text, mask = world.tell(words, len(clips["valid"]))
-    history = clips["frames"][:, :real]
-    seeds = torch.arange(len(history), device=history.device)
-    state = world.start(
-        history, clips["actions"][:, : real - 1], seeds=seeds, text=text, text_mask=mask
-    )
+    clips, state = begin_dreams(world, data, batch)
     dreamed, states = [], []
     for t in range(real - 1, real - 1 + steps * F, F):
         state, prediction = world.step(state, clips["actions"][:, t : t + F].flatten(1, 2))

@@ -166,8 +166,8 @@ class HeldOut:
         self, environment: "EnvironmentSpec", history: int, config: FidelityConfig
     ) -> None:
         self.config, F = config, environment.frames_per_chunk
-        self.warm_steps = -(-(F * -(-history // F) - 1) // F)  # until the history is whole
         self.history = F * -(-history // F)
+        self.warm_steps = -(-(self.history - 1) // F)  # until the history is whole
         self.steps = -(-config.horizon // F)
         self.env = real_twin(environment, horizon=self.warm_steps + self.steps)
         self.specs = policy_specs(config.policies, self.env)

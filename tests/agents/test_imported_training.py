@@ -62,7 +62,8 @@ def test_it_trains_into_an_ordinary_world(tmp_path: Path) -> None:
         bfloat16=False,
     )
     runs = [dataclasses.replace(config, seed=seed) for seed in (1, 2)]
-    one, other = (build_world(run, TrainingData(run)).state_dict() for run in runs)
+    recorded = TrainingData(config)
+    one, other = (build_world(run, recorded).state_dict() for run in runs)
     assert all(torch.equal(x, other[name]) for name, x in one.items())  # so they can be mixed
     env = gymnasium.make("kairos_env:Kairos-v0", world=str(train(config)))
     frames = []

@@ -346,7 +346,8 @@ def test_runs_from_one_world_take_on_the_same_new_parts(
 ) -> None:
     """Otherwise their weights could not be mixed: parts that began differently do not fit."""
     sisters = [windows_from(finished, data, tmp_path / "w", seed=seed) for seed in (1, 2)]
-    one, other = (loop.build_world(config, TrainingData(config)).state_dict() for config in sisters)
+    recorded = TrainingData(sisters[0])
+    one, other = (loop.build_world(config, recorded).state_dict() for config in sisters)
     assert (
         "mixture.video.blocks.3.attention.q.weight" not in load_world(finished).model.state_dict()
     )
